@@ -1,0 +1,46 @@
+"""Every operator in plain PyTorch: the definition of correct.
+
+Each function has the signature of the public operator of the same name. The compiled and Triton
+kernels are tested against these, and the ``reference`` backend runs them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Added to the variance under the root by the "spatial" activation.
+SPATIAL_EPS = 1e-5
+#: Smallest L2 norm that the "channel" activation divides by.
+CHANNEL_EPS = 1e-12
+
+
+def attention_mask(logits: Tensor, activation: str = "mixed") -> Tensor:
+    """The mask M of ``attention_gate``, (N, C, H, W): Wang et al., CVPR 2017, equations 4 to 6."""
+    if activation == "mixed":
+        return torch.sigmoid(logits)
+    if activation == "channel":
+        return F.normalize(logits, p=2.0, dim=1, eps=CHANNEL_EPS)
+    if activation == "spatial":
+        variance, mean = torch.var_mean(logits, dim=(2, 3), correction=0, keepdim=True)
+        return torch.sigmoid((logits - mean) * torch.rsqrt(variance + SPATIAL_EPS))
+    raise ValueError(
+        f"activation: expected 'mixed', 'channel' or 'spatial', got {activation!r}"
+    )
+
+
+def attention_gate(
+    logits: Tensor, trunk: Tensor, *, residual: bool = True, activation: str = "mixed"
+) -> Tensor:
+    """``(1 + M) * trunk`` with ``residual`` (equation 3), ``M * trunk`` without (equation 1)."""
+    mask = attention_mask(logits, activation)
+    return (1 + mask) * trunk if residual else mask * trunk
+
+
+def upsample(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
+    """Bilinear interpolation of (N, C, h, w) to (N, C, *size)."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def upsample_add(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> Tensor:
+    """Bilinear interpolation of (N, C, h, w) to the size of skip (N, C, H, W), plus skip."""
+    return upsample(x, (skip.shape[2], skip.shape[3]), align_corners=align_corners) + skip
