@@ -1,5 +1,20 @@
-"""Fused attention operators for convolutional networks."""
+"""Fused attention operators for convolutional networks.
 
-from .reference import attention_gate, attention_mask, upsample, upsample_add
+Every operator is differentiable and has three implementations: the compiled extension
+(C++ and CUDA), Triton, and a plain PyTorch reference that defines what is correct. See
+`ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this machine has.
+"""
 
-__all__ = ["attention_gate", "attention_mask", "upsample", "upsample_add"]
+from .attention_gate import attention_gate, attention_mask
+from .backends import BackendError, backend, can_run
+from .reference import upsample, upsample_add
+
+__all__ = [
+    "BackendError",
+    "attention_gate",
+    "attention_mask",
+    "backend",
+    "can_run",
+    "upsample",
+    "upsample_add",
+]

@@ -23,9 +23,7 @@ def attention_mask(logits: Tensor, activation: str = "mixed") -> Tensor:
     if activation == "spatial":
         variance, mean = torch.var_mean(logits, dim=(2, 3), correction=0, keepdim=True)
         return torch.sigmoid((logits - mean) * torch.rsqrt(variance + SPATIAL_EPS))
-    raise ValueError(
-        f"activation: expected 'mixed', 'channel' or 'spatial', got {activation!r}"
-    )
+    raise ValueError(f"activation: expected 'mixed', 'channel' or 'spatial', got {activation!r}")
 
 
 def attention_gate(

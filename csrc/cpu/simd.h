@@ -1,0 +1,182 @@
+// Fixed-width vectors for the CPU kernels, in the compilers' vector extension.
+//
+// A kernel marked RAN_SIMD is compiled once per instruction set, and the loader picks the widest
+// that the processor has when the library is first used. Everything it calls must be inlined into
+// it (RAN_INLINE), otherwise the callee keeps the baseline instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../common/dtype.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define RAN_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define RAN_SIMD
+#endif
+#define RAN_INLINE inline __attribute__((always_inline))
+
+namespace ran::cpu {
+
+// Sixteen lanes: two registers of AVX2, one of AVX-512, four of SSE or NEON. Two or more registers
+// in flight hide the latency of the polynomial below.
+constexpr int kLanes = 8;
+
+using VecF = float __attribute__((vector_size(kLanes * 4)));
+using VecD = double __attribute__((vector_size(kLanes * 8)));
+using VecI = int32_t __attribute__((vector_size(kLanes * 4)));
+using VecU = uint32_t __attribute__((vector_size(kLanes * 4)));
+using VecU16 = uint16_t __attribute__((vector_size(kLanes * 2)));
+using VecU16x2 = uint16_t __attribute__((vector_size(kLanes * 4)));
+
+template <typename A>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using type = VecF;
+};
+template <>
+struct VecOf<double> {
+  using type = VecD;
+};
+// The vector that elements of storage type T are computed in.
+template <typename T>
+using vec_t = typename VecOf<accumulate_t<T>>::type;
+
+template <typename To, typename From>
+RAN_INLINE To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <typename V, typename A>
+RAN_INLINE V splat(A value) {
+  return V{} + value;
+}
+
+// ---- 16-bit formats -------------------------------------------------------------------------
+
+RAN_INLINE VecF widen(VecU16 raw, BFloat16) {
+  return bits<VecF>(__builtin_convertvector(raw, VecU) << 16);
+}
+
+// The upper 16 bits of every lane, as one shuffle: compilers make slow code of the plain conversion.
+RAN_INLINE VecU16 upper_halves(VecU value) {
+  const VecU16x2 pairs = bits<VecU16x2>(value);
+  return __builtin_shufflevector(pairs, pairs, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
+RAN_INLINE VecU16 narrow(VecF value, BFloat16) {
+  const VecU u = bits<VecU>(value);
+  const VecU rounded = u + 0x7fffu + ((u >> 16) & 1u);  // to nearest, ties to even
+  // A NaN's payload may round to infinity, so it is replaced by the quiet NaN of its sign.
+  const VecU quiet = (u & 0x80000000u) | 0x7fc00000u;
+  return upper_halves(value == value ? rounded : quiet);
+}
+
+RAN_INLINE VecF widen(VecU16 raw, Half) {
+  const VecU u = __builtin_convertvector(raw, VecU);
+  const VecU magnitude = (u & 0x7fffu) << 13;
+  // 2^112 moves the exponent from half's bias (15) to float's (127), subnormals included.
+  const VecU finite = bits<VecU>(bits<VecF>(magnitude) * 0x1p112f);
+  const VecU value = magnitude >= (0x7c00u << 13) ? (magnitude | 0x7f800000u) : finite;
+  return bits<VecF>(value | ((u & 0x8000u) << 16));
+}
+
+RAN_INLINE VecU16 narrow(VecF value, Half) {
+  const VecU u = bits<VecU>(value);
+  const VecU sign = (u >> 16) & 0x8000u;
+  const VecU magnitude = u & 0x7fffffffu;
+  // Normal range: rebias the exponent and round the 13 dropped bits to nearest, ties to even.
+  const VecU normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14 the addition of 0.5 lines the bits up with half's subnormals and rounds them.
+  const VecU subnormal = bits<VecU>(bits<VecF>(magnitude) + 0.5f) - 0x3f000000u;
+  VecU half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? (VecU{} + 0x7c00u) : half;  // 65520 and above round to infinity
+  half = magnitude > 0x7f800000u ? (VecU{} + 0x7e00u) : half;   // NaN
+  return upper_halves((half | sign) << 16);
+}
+
+// ---- load and store -------------------------------------------------------------------------
+
+template <typename T>
+RAN_INLINE vec_t<T> load(const T* from) {
+  if constexpr (sizeof(T) == 2) {
+    VecU16 raw;
+    std::memcpy(&raw, from, sizeof(raw));
+    return widen(raw, T{});
+  } else {
+    vec_t<T> value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+  }
+}
+
+template <typename T>
+RAN_INLINE void store(T* to, vec_t<T> value) {
+  if constexpr (sizeof(T) == 2) {
+    const VecU16 raw = narrow(value, T{});
+    std::memcpy(to, &raw, sizeof(raw));
+  } else {
+    std::memcpy(to, &value, sizeof(value));
+  }
+}
+
+// The last, short vector of a range: lanes past `count` are zero and are not stored.
+template <typename T>
+RAN_INLINE vec_t<T> load_partial(const T* from, int64_t count) {
+  T buffer[kLanes] = {};
+  std::memcpy(buffer, from, count * sizeof(T));
+  return load(buffer);
+}
+
+template <typename T>
+RAN_INLINE void store_partial(T* to, vec_t<T> value, int64_t count) {
+  T buffer[kLanes];
+  store(buffer, value);
+  std::memcpy(to, buffer, count * sizeof(T));
+}
+
+// ---- arithmetic -----------------------------------------------------------------------------
+
+RAN_INLINE VecF exp(VecF x) {
+  // Outside this range the result is 0 or infinity already. A NaN fails both comparisons and stays.
+  x = x > 89.5f ? splat<VecF>(89.5f) : x;
+  x = x < -104.f ? splat<VecF>(-104.f) : x;
+  // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to the
+  // nearest integer and leaves it in the low bits; ln 2 is subtracted in two parts (Cody, Waite).
+  const VecF shifted = x * 0x1.715476p0f + 0x1.8p23f;
+  const VecF n = shifted - 0x1.8p23f;
+  const VecF r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
+  // Minimax polynomial of exp on that interval (Cephes), within 1 ulp.
+  VecF p = splat<VecF>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  // 2^n in two factors, because n reaches 129 and a float's exponent ends at 127.
+  const VecI whole = bits<VecI>(shifted) - 0x4b400000;
+  const VecI half = whole >> 1;
+  return p * bits<VecF>((half + 127) << 23) * bits<VecF>((whole - half + 127) << 23);
+}
+
+RAN_INLINE VecD exp(VecD x) {
+  VecD result;
+  for (int i = 0; i < kLanes; ++i) {
+    result[i] = std::exp(x[i]);
+  }
+  return result;
+}
+
+template <typename V>
+RAN_INLINE V sigmoid(V x) {
+  return 1 / (1 + exp(-x));
+}
+
+}  // namespace ran::cpu

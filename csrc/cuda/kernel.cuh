@@ -1,0 +1,77 @@
+// What the CUDA kernels share: element conversions, 16-byte accesses, flat launches. No torch header.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../common/dtype.h"
+
+namespace ran::cuda {
+
+// ---- element conversions ----------------------------------------------------------------------
+
+__device__ __forceinline__ float widen(float x) {
+  return x;
+}
+__device__ __forceinline__ double widen(double x) {
+  return x;
+}
+__device__ __forceinline__ float widen(Half x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
+__device__ __forceinline__ float widen(BFloat16 x) {
+  return __bfloat162float(__ushort_as_bfloat16(x.bits));
+}
+
+template <typename T>
+__device__ __forceinline__ T narrow(accumulate_t<T> x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ Half narrow<Half>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+template <>
+__device__ __forceinline__ BFloat16 narrow<BFloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+
+// 1 / (1 + exp(-x)). exp overflows to infinity for very negative x and the quotient is then 0.
+__device__ __forceinline__ float sigmoid(float x) {
+  return 1.f / (1.f + __expf(-x));
+}
+__device__ __forceinline__ double sigmoid(double x) {
+  return 1.0 / (1.0 + exp(-x));
+}
+
+// ---- 16-byte accesses -------------------------------------------------------------------------
+
+// N elements that move together. N = 16 / sizeof(T) makes one 128-bit access.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T item[N];
+};
+
+template <typename T>
+constexpr int kPack = 16 / sizeof(T);
+
+inline bool aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+template <typename... Pointers>
+bool aligned(const void* pointer, Pointers... others) {
+  return aligned(pointer) && aligned(others...);
+}
+
+// ---- flat launches ----------------------------------------------------------------------------
+
+constexpr int kThreads = 256;
+
+// Blocks so that every thread handles one pack: memory-bound kernels gain nothing from fewer, and a
+// grid's first dimension holds 2^31 - 1 blocks, far beyond any tensor at 256 packs a block.
+inline unsigned blocks_for(int64_t packs) {
+  return static_cast<unsigned>((packs + kThreads - 1) / kThreads);
+}
+
+}  // namespace ran::cuda

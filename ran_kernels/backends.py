@@ -1,0 +1,151 @@
+"""Which implementation of an operator runs, and why another was refused.
+
+Three backends stand behind every operator:
+
+- ``native``: the compiled extension, C++ on the CPU and CUDA C++ on NVIDIA GPUs;
+- ``triton``: Triton on NVIDIA GPUs, and on CPU tensors in its interpreter (TRITON_INTERPRET=1);
+- ``reference``: plain PyTorch, on every device.
+
+``auto`` takes the first of them, in the order of `ORDER`, that can run.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import extension
+from .checks import require_choice
+
+#: The backends in the order in which "auto" tries them.
+ORDER = ("native", "triton", "reference")
+NAMES = ("auto", *ORDER)
+#: The oldest GPU the native kernels and Triton are built for.
+OLDEST_GPU = (8, 0)
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run this operator on these tensors."""
+
+
+def _native(op: str, *tensors: Tensor) -> str | None:
+    if extension.module is None:
+        return extension.why_not
+    device = tensors[0].device
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"no native kernels for device type {device.type!r}"
+    if not extension.has_cuda():
+        return f"the extension was built without CUDA ({extension.build_info()['cuda_reason']})"
+    return _too_old(device)
+
+
+def _triton(op: str, *tensors: Tensor) -> str | None:
+    if not _TRITON_INSTALLED:
+        return "triton is not installed"
+    device = tensors[0].device
+    if device.type == "cpu":
+        return None if _interpreting() else "Triton runs CPU tensors with TRITON_INTERPRET=1 only"
+    if device.type != "cuda":
+        return f"no Triton kernels for device type {device.type!r}"
+    return _too_old(device)
+
+
+def _reference(op: str, *tensors: Tensor) -> str | None:
+    return None
+
+
+#: One predicate a backend: None where it can run the operator on these tensors, else the reason.
+PREDICATES: dict[str, Callable[..., str | None]] = {
+    "native": _native,
+    "triton": _triton,
+    "reference": _reference,
+}
+
+
+def can_run(backend: str, op: str, *tensors: Tensor) -> str | None:
+    """None where `backend` can run the operator `op` on these tensors, else the reason why not.
+
+    Raises:
+        ValueError: the backend is not one of "native", "triton", "reference".
+    """
+    require_choice("backend", backend, ORDER)
+    return PREDICATES[backend](op, *tensors)
+
+
+def choose(op: str, *tensors: Tensor) -> str:
+    """The backend that runs the operator `op` on these tensors: "native", "triton" or "reference".
+
+    Raises:
+        BackendError: the backend asked for cannot run it; the message says why.
+    """
+    if _wanted == "auto":
+        for name in ORDER:
+            if PREDICATES[name](op, *tensors) is None:
+                break
+        return name
+    reason = PREDICATES[_wanted](op, *tensors)
+    if reason is not None:
+        raise BackendError(f"backend: {_wanted!r} cannot run {op}: {reason}")
+    return _wanted
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within the ``with`` block, the process's operators run on the backend `name`.
+
+    Like the switches of `torch.backends`, this holds for all threads: a context variable would hold
+    for one, but torch.compile cannot trace it in every supported version.
+
+    Args:
+        name: "auto", "native", "triton" or "reference". The environment variable RAN_BACKEND sets
+            what holds outside any block.
+
+    Raises:
+        ValueError: `name` is none of these.
+    """
+    require_choice("backend", name, NAMES)
+    global _wanted
+    before, _wanted = _wanted, name
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def current() -> str:
+    """The backend asked for at this point of the program, "auto" unless somebody said otherwise."""
+    return _wanted
+
+
+def _from_environment() -> str:
+    name = os.environ.get("RAN_BACKEND", "auto")
+    require_choice("RAN_BACKEND", name, NAMES)
+    return name
+
+
+_wanted = _from_environment()
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+# Dynamo cannot trace a query of the driver, and its answer never changes.
+@torch.compiler.assume_constant_result
+def _capability(index: Any) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def _too_old(device: torch.device) -> str | None:
+    capability = _capability(device.index)
+    if capability < OLDEST_GPU:
+        oldest = ".".join(map(str, OLDEST_GPU))
+        return f"compute capability {'.'.join(map(str, capability))} is older than {oldest}"
+    return None

@@ -1,0 +1,58 @@
+"""Argument checks: each error names the argument, what was expected and what came."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def require_tensor(name: str, value: object, dims: int = 4) -> None:
+    """Raises TypeError unless `value` is a floating-point tensor, ValueError unless `dims`-D."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: expected float64, float32, float16 or bfloat16, got {_short(value.dtype)}"
+        )
+    if value.dim() != dims:
+        shape = "(N, C, H, W)" if dims == 4 else f"{dims} dimensions"
+        raise ValueError(f"{name}: expected {shape}, got shape {tuple(value.shape)}")
+
+
+def require_device(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """Raises ValueError unless both are on one device."""
+    if value.device != like.device:
+        raise ValueError(
+            f"{name}: expected device {like.device} as {like_name}, got {value.device}"
+        )
+
+
+def require_shape(name: str, value: Tensor, expected: tuple[int, ...], why: str) -> None:
+    """Raises ValueError unless `value` has the shape `expected`, which comes from `why`."""
+    if value.shape != expected:
+        raise ValueError(
+            f"{name}: expected shape {tuple(expected)} {why}, got {tuple(value.shape)}"
+        )
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
+
+
+def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """All tensors in the dtype that PyTorch's type promotion gives for them together."""
+    dtype = tensors[0].dtype
+    if all(tensor.dtype == dtype for tensor in tensors):
+        return tensors
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

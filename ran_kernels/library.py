@@ -1,0 +1,86 @@
+"""The dispatcher's library ``ran``: how an operator is registered, in one place.
+
+Every operator ``NAME`` has two overloads with one schema: ``torch.ops.ran.NAME.default``, which
+the compiled extension implements for CPU and CUDA, and ``torch.ops.ran.NAME.triton``. The schemas
+stand in Python and not in C++ because the Triton overloads need them where no extension was built.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("ran", "DEF")
+#: The operators people call, in the order of their definition; derivatives are not among them.
+OPERATORS: list[str] = []
+
+
+class Operator:
+    """The operator ``ran::NAME``; ``operator[backend]`` is its "native" or "triton" overload."""
+
+    def __init__(self, name: str) -> None:
+        packet = getattr(torch.ops.ran, name)
+        self._overloads = {"native": packet.default, "triton": packet.triton}
+
+    def __getitem__(self, backend: str) -> Any:
+        return self._overloads[backend]
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    file: str | None = None,
+) -> Operator:
+    """Registers the operator ``ran::NAME`` with its fake implementation and its derivative.
+
+    Args:
+        schema: arguments and results, as in "(Tensor x) -> Tensor".
+        fake: allocates the results, with the strides the kernels give them.
+        setup_context: saves what `backward` needs; see `torch.library.register_autograd`.
+        backward: (backend, ctx, *grads) -> gradients. None: differentiating raises an error, as
+            for the operators that are themselves derivatives.
+        file: the module under ran_kernels.triton that has the function NAME; NAME unless given.
+    """
+    if backward is not None:
+        OPERATORS.append(name)
+    for backend, suffix in (("native", ""), ("triton", ".triton")):
+        LIBRARY.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        qualname = f"ran::{name}{suffix}"
+        torch.library.register_fake(qualname, fake, lib=LIBRARY)
+        torch.library.register_autograd(
+            qualname,
+            _derivative(name, backend, backward),
+            setup_context=setup_context,
+            lib=LIBRARY,
+        )
+
+    def run_triton(*args: Any) -> Any:
+        # Imported at the first call: Triton takes a second to import and may not be installed.
+        return getattr(importlib.import_module(f"ran_kernels.triton.{file or name}"), name)(*args)
+
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(f"{name}.triton", run_triton, device)
+    return Operator(name)
+
+
+def _derivative(name: str, backend: str, backward: Callable[..., Any] | None) -> Callable[..., Any]:
+    if backward is None:
+
+        def refuse(ctx: Any, *grads: Any) -> Any:
+            operator = name.removesuffix("_backward")
+            raise RuntimeError(
+                f"{operator}: the {backend!r} backend can be differentiated once; "
+                "use ran_kernels.backend('reference') for higher derivatives"
+            )
+
+        return refuse
+
+    def run(ctx: Any, *grads: Any) -> Any:
+        return backward(backend, ctx, *grads)
+
+    return run
