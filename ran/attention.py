@@ -90,7 +90,7 @@ class AttentionModule(nn.Module):
     """Attention module, (N, C, H, W) to the same shape: section 3 and figure 2.
 
     ``p`` units, then a trunk of ``t`` units beside a soft mask branch of the same input, the gate
-    (equation 3 with ``residual``, equation 1 without), and ``p`` units after it.
+    (equation 3 with ``residual``, equation 1 without), and ``post_units`` (p if None) after it.
 
     ``mask_depth``, ``r``, ``pool`` and ``graph`` are those of :class:`SoftMaskBranch`;
     ``activation`` is that of :func:`ran_kernels.attention_gate`; ``unit`` is "preact" or "resnext".
@@ -104,6 +104,7 @@ class AttentionModule(nn.Module):
         p: int = 1,
         t: int = 2,
         r: int = 1,
+        post_units: int | None = None,
         unit: str = "preact",
         activation: str = "mixed",
         residual: bool = True,
@@ -116,7 +117,7 @@ class AttentionModule(nn.Module):
         self.pre = unit_sequence(unit, channels, p)
         self.trunk = unit_sequence(unit, channels, t)
         self.mask = SoftMaskBranch(channels, mask_depth, r=r, unit=unit, pool=pool, graph=graph)
-        self.post = unit_sequence(unit, channels, p)
+        self.post = unit_sequence(unit, channels, p if post_units is None else post_units)
 
     def _gate(self, logits: Tensor, trunk: Tensor) -> Tensor:
         return ran_kernels.attention_gate(

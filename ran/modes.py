@@ -22,17 +22,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    # A norm that does not track still normalises by the batch while it trains. One in evaluation
-    # mode needs its running statistics and never writes them.
-    norms = [norm for norm in norms if norm.training]
+    # With momentum 0 a norm still normalises by the batch and still hands its running statistics
+    # to autograd, as the recomputation must, but leaves them as they are.
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(norms, states, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = batches
 
 
 def recompute_contexts(

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionFeatures, AttentionModule
 from .modes import evaluating, recompute_contexts
 from .spec import NetworkSpec, require, require_choice
-from .units import UNITS, max_pool
+from .units import UNITS, init_weights, max_pool
 
 
 class FinalNorm(nn.BatchNorm2d):
@@ -43,6 +44,7 @@ def _stage(spec: NetworkSpec, index: int, in_channels: int) -> nn.Sequential:
             p=spec.p,
             t=spec.t,
             r=spec.r,
+            post_units=spec.post_units,
             unit=spec.unit,
             activation=spec.activation,
             residual=spec.residual,
@@ -61,20 +63,12 @@ def _tail(spec: NetworkSpec) -> nn.Sequential:
     return nn.Sequential(blocks)
 
 
-def init_weights(module: nn.Module) -> None:
-    """Initialise one layer by its type, for ``model.apply``.
-
-    Convolutions: He et al., "Delving Deep into Rectifiers", ICCV 2015, by their outputs. Batch
-    normalisation: 1 and 0. Linear layers: a normal of deviation 0.01, bias 0.
-    """
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
-        nn.init.zeros_(module.bias)
+def _check_head(num_classes: int, global_pool: str | None) -> None:
+    require(num_classes >= 0, "num_classes", "0 or more", num_classes)
+    if global_pool is not None:
+        require_choice("global_pool", ("avg", ""), global_pool)
+    pooled = global_pool != "" or num_classes == 0
+    require(pooled, "global_pool", "'avg', as there is a classifier", global_pool)
 
 
 class ResidualAttentionNetwork(nn.Module):
@@ -95,10 +89,9 @@ class ResidualAttentionNetwork(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        require(num_classes >= 0, "num_classes", "0 or more", num_classes)
         require(in_chans >= 1, "in_chans", "1 or more", in_chans)
         require(0 <= drop_rate <= 1, "drop_rate", "a probability", drop_rate)
-        require_choice("global_pool", ("avg", ""), global_pool)
+        _check_head(num_classes, global_pool)
         self.spec = spec
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -114,16 +107,12 @@ class ResidualAttentionNetwork(nn.Module):
         ]
         reduction *= 2 if spec.stem_pool else 1
 
-        stages = []
-        channels = spec.stem_width
-        for index, width in enumerate(spec.widths):
-            stages.append(_stage(spec, index, channels))
-            channels = width
-        strides, widths = [*spec.strides], [*spec.widths]
+        strides, widths = spec.strides, spec.widths
+        channels = (spec.stem_width, *widths)
+        stages = [_stage(spec, index, channels[index]) for index in range(len(widths))]
         if spec.tail_units:
             stages.append(_tail(spec))
-            strides.append(spec.tail_stride)
-            widths.append(spec.tail_width)
+            strides, widths = (*strides, spec.tail_stride), (*widths, spec.tail_width)
         self.stages = nn.Sequential(*stages)
         for index, (stride, width) in enumerate(zip(strides, widths, strict=True)):
             reduction *= stride
@@ -151,9 +140,12 @@ class ResidualAttentionNetwork(nn.Module):
         if not self.grad_checkpointing:
             return stage(x)
         for block in stage.children():
-            x = checkpoint(
-                block, x, use_reentrant=False, context_fn=partial(recompute_contexts, block)
-            )
+            # A compiled graph writes running statistics once, outside what it recomputes, and
+            # takes no contexts.
+            options: dict[str, Any] = {"use_reentrant": False}
+            if not is_compiling():
+                options["context_fn"] = partial(recompute_contexts, block)
+            x = checkpoint(block, x, **options)
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -236,7 +228,7 @@ class ResidualAttentionNetwork(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a newly initialised one of ``num_classes``, 0 for none."""
-        require(num_classes >= 0, "num_classes", "0 or more", num_classes)
+        _check_head(num_classes, global_pool)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
         self.head.apply(init_weights)

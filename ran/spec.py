@@ -42,11 +42,13 @@ class NetworkSpec:
     tail_units: int = 3
     """Units after the last attention module."""
     p: int = 1
-    """Units before and after the two branches of a module."""
+    """Units of an attention module before it splits into its two branches."""
     t: int = 2
     """Units in the trunk branch."""
     r: int = 1
     """Units between two poolings in the soft mask branch."""
+    post_units: int | None = None
+    """Units of an attention module after its gate; None for as many as before the branches."""
     unit: str = "preact"
     """"preact" or "resnext" (AttentionNeXt)."""
     activation: str = "mixed"
@@ -86,6 +88,7 @@ class NetworkSpec:
             ("p", 0),
             ("t", 1),
             ("r", 1),
+            *((("post_units", 0),) if self.post_units is not None else ()),
         ):
             value = getattr(self, name)
             require(_is_count(value, least), name, f"an integer of at least {least}", value)

@@ -1,4 +1,4 @@
-"""Residual units: the pre-activation bottleneck and the ResNeXt bottleneck."""
+"""Residual units, and what the blocks built of them share."""
 
 from typing import Literal
 
@@ -99,3 +99,19 @@ def max_pool(kernel: int, convention: str) -> nn.MaxPool2d:
     if convention == "caffe":
         return nn.MaxPool2d(kernel, stride=2, ceil_mode=True)
     return nn.MaxPool2d(kernel, stride=2, padding=(kernel - 1) // 2)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one layer by its type, for ``model.apply``.
+
+    Convolutions: He et al., "Delving Deep into Rectifiers", ICCV 2015, by their outputs. Batch
+    normalisation: 1 and 0. Linear layers: a normal of deviation 0.01, bias 0.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
