@@ -46,8 +46,8 @@ def is_toolkit(home):
 def find_cuda_home():
     """(toolkit folder or None, why).
 
-    What is on the PATH may be a wrapper script in a folder that holds no toolkit, so a folder counts
-    only if it holds both the header and the compiler.
+    What is on the PATH may be a wrapper script in a folder that holds no toolkit, so a folder
+    counts only if it holds both the header and the compiler.
     """
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(name):
@@ -72,7 +72,10 @@ def toolkit_version(home):
     text = subprocess.run(
         [home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True
     ).stdout
-    return re.search(r"release (\d+\.\d+)", text).group(1)
+    match = re.search(r"release (\d+\.\d+)", text)
+    if match is None:
+        sys.exit(f"ran-attention: {home}/bin/nvcc --version names no release: {text!r}")
+    return match.group(1)
 
 
 def choose_cuda(torch):
@@ -107,7 +110,7 @@ def cap_jobs():
 def find_cuobjdump(cuda_home):
     """The toolkit's cuobjdump, or the one inside Triton's package; None where there is neither."""
     places = [cuda_home / "bin" / "cuobjdump"]
-    if spec := importlib.util.find_spec("triton"):
+    if (spec := importlib.util.find_spec("triton")) and spec.origin:
         places.append(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     return next((place for place in places if place.is_file()), None)
 
@@ -125,7 +128,7 @@ def kernel_resources(objects, cuda_home):
     if cuobjdump is None:
         say("no cuobjdump: build_info() will not know the kernels' registers and shared memory")
         return {}
-    kernels = {}
+    kernels: dict[str, dict[str, dict[str, int]]] = {}
     for path in objects:
         command = [cuobjdump, "--dump-resource-usage", path]
         dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -229,7 +232,7 @@ def compiled_extension():
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*h")],
     )
-    # Only the libraries of the stable ABI: libtorch's Python and C++ interfaces change with versions.
+    # Only the libraries of the stable ABI: libtorch's other interfaces change with its version.
     module.libraries = ["torch_cpu", *(["torch_cuda", "cudart"] if cuda_home else [])]
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildKernels}}
 

@@ -1,0 +1,125 @@
+"""What every operator's tests share: the places it can run, layouts, and how exact it must be."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ran_kernels
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A backend on a device."""
+
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.device}"
+
+    def run(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """op(*args, **kwargs) on this backend."""
+        with ran_kernels.backend(self.backend):
+            return op(*args, **kwargs)
+
+
+def _places() -> list[Any]:
+    no_interpreter = pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1",
+        reason="Triton runs CPU tensors in its interpreter, which is off where a GPU is found",
+    )
+    return [
+        pytest.param(Place("reference", "cpu"), id="reference-cpu"),
+        pytest.param(Place("native", "cpu"), id="native-cpu"),
+        pytest.param(Place("triton", "cpu"), id="triton-cpu", marks=no_interpreter),
+        pytest.param(Place("native", "cuda"), id="native-cuda", marks=pytest.mark.gpu),
+        pytest.param(Place("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu),
+    ]
+
+
+#: Decorates a test that takes `place`: every backend on every device of this machine.
+everywhere = pytest.mark.parametrize("place", _places())
+#: The same without the reference, for tests that compare with it.
+kernels = pytest.mark.parametrize("place", _places()[1:])
+
+
+def _sliced(t: Tensor) -> Tensor:
+    """Every second column of a tensor twice as wide, starting at an odd element."""
+    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), torch.nan, dtype=t.dtype)
+    view = wide.to(t.device)[..., 1::2]
+    return view.copy_(t)
+
+
+#: Ways to lay out the same values. The dense permuted ones catch what slices alone do not.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "batch_inside": lambda t: t.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "sliced": _sliced,
+}
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """L2 norm of the error over the L2 norm of the exact result (or 1 where that is 0)."""
+    exact = exact.double()
+    scale = exact.norm().item() or 1.0
+    return (got.double() - exact).norm().item() / scale
+
+
+def outputs_and_grads(
+    op: Callable[..., Any], inputs: Sequence[Tensor | None], **kwargs: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """op's outputs, and the gradients of its inputs for a fixed, uneven incoming gradient."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+    result = op(*leaves, **kwargs)
+    outputs = [result] if isinstance(result, Tensor) else list(result)
+    incoming = []
+    for output in outputs:
+        wave = torch.linspace(-2.0, 3.0, output.numel(), dtype=torch.float64).cos()
+        # Rounded to bfloat16, so that every dtype is given exactly the same gradient.
+        wave = wave.to(torch.bfloat16).reshape(output.shape)
+        incoming.append(wave.to(output.dtype).to(output.device))
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    grads = torch.autograd.grad(outputs, wanted, incoming)
+    return [output.detach() for output in outputs], list(grads)
+
+
+def check_against_reference(
+    place: Place,
+    op: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: Sequence[Tensor | None],
+    **kwargs: Any,
+) -> None:
+    """Asserts that outputs and gradients are as exact as the house demands.
+
+    float64: 1e-12 of the norm; float32: 1e-5; 16-bit: at most twice (gradients: three times) the
+    error that PyTorch itself makes in that dtype, against the reference in float64.
+    """
+    dtype = next(t.dtype for t in inputs if t is not None)
+    doubles = [None if t is None else t.double() for t in inputs]
+    exact, exact_grads = outputs_and_grads(reference, doubles, **kwargs)
+    got, got_grads = place.run(outputs_and_grads, op, inputs, **kwargs)
+    eager, eager_grads = outputs_and_grads(reference, inputs, **kwargs)
+    for label, ours, theirs, true, factor in (
+        ("output", got, eager, exact, 2.0),
+        ("gradient", got_grads, eager_grads, exact_grads, 3.0),
+    ):
+        assert len(ours) == len(true)
+        for index, (a, b, c) in enumerate(zip(ours, theirs, true, strict=True)):
+            assert a.shape == c.shape
+            assert a.dtype == dtype
+            limit = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype)
+            if limit is None:
+                # Where PyTorch happens to be exact, half a unit in the last place is still allowed.
+                limit = max(factor * relative_error(b, c), torch.finfo(dtype).eps / 2)
+            error = relative_error(a, c)
+            assert error <= limit, f"{label} {index}: error {error:.3g} over {limit:.3g}"

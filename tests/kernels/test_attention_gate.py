@@ -1,0 +1,323 @@
+"""attention_gate on every backend against plain PyTorch."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+import ran_kernels
+from ran_kernels import reference
+
+from .harness import (
+    DTYPES,
+    LAYOUTS,
+    Place,
+    check_against_reference,
+    everywhere,
+    kernels,
+    outputs_and_grads,
+)
+
+ACTIVATIONS = ("mixed", "channel", "spatial")
+# Odd and non-square, a single channel, a 1×1 map, batch 1, one long enough for several threads.
+SHAPES = [(2, 3, 5, 7), (1, 1, 9, 4), (3, 17, 1, 1), (1, 8, 1, 33), (2, 16, 56, 56)]
+SMALL = (2, 3, 5, 7)
+
+
+def inputs(
+    shape: tuple[int, ...] = SMALL, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits, trunk = (torch.randn(shape, generator=generator) for _ in range(2))
+    return (3 * logits).to(dtype).to(device), trunk.to(dtype).to(device)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("residual", [True, False], ids=["arl", "nal"])
+def test_exactness(
+    place: Place, shape: tuple[int, ...], dtype: torch.dtype, residual: bool
+) -> None:
+    check_against_reference(
+        place,
+        ran_kernels.attention_gate,
+        reference.attention_gate,
+        inputs(shape, dtype, place.device),
+        residual=residual,
+    )
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["channel", "spatial"])
+@pytest.mark.parametrize("residual", [True, False], ids=["arl", "nal"])
+def test_exactness_of_the_other_activations(
+    place: Place, activation: str, dtype: torch.dtype, residual: bool
+) -> None:
+    check_against_reference(
+        place,
+        ran_kernels.attention_gate,
+        reference.attention_gate,
+        inputs((2, 6, 5, 7), dtype, place.device),
+        residual=residual,
+        activation=activation,
+    )
+
+
+@kernels
+@pytest.mark.parametrize("of_logits", LAYOUTS)
+@pytest.mark.parametrize("of_trunk", LAYOUTS)
+def test_layouts(place: Place, of_logits: str, of_trunk: str) -> None:
+    logits, trunk = inputs(device=place.device)
+    want, want_grads = outputs_and_grads(reference.attention_gate, (logits, trunk))
+    logits, trunk = LAYOUTS[of_logits](logits), LAYOUTS[of_trunk](trunk)
+    (out,), grads = place.run(outputs_and_grads, ran_kernels.attention_gate, (logits, trunk))
+    torch.testing.assert_close(out, want[0])
+    torch.testing.assert_close(grads, want_grads)
+    # trunk's own strides where it is dense, and what PyTorch makes of them where it is not.
+    assert out.stride() == torch.empty_like(trunk).stride()
+
+
+@everywhere
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("residual", [True, False], ids=["arl", "nal"])
+def test_gradcheck(place: Place, activation: str, residual: bool) -> None:
+    logits, trunk = (t.requires_grad_() for t in inputs((2, 3, 2, 3), torch.float64, place.device))
+
+    def gate(logits: Tensor, trunk: Tensor) -> Tensor:
+        return ran_kernels.attention_gate(logits, trunk, residual=residual, activation=activation)
+
+    assert place.run(torch.autograd.gradcheck, gate, (logits, trunk), fast_mode=False)
+
+
+@kernels
+def test_special_values_propagate(place: Place) -> None:
+    values = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -100.0, 100.0, 3e38]
+    pairs = torch.tensor(list(itertools.product(values, values)))
+    logits, trunk = (pairs[:, i].reshape(1, 9, 3, 3).to(place.device) for i in range(2))
+    for residual in (True, False):
+        want, want_grads = outputs_and_grads(
+            reference.attention_gate, (logits, trunk), residual=residual
+        )
+        got, grads = place.run(
+            outputs_and_grads, ran_kernels.attention_gate, (logits, trunk), residual=residual
+        )
+        torch.testing.assert_close(got, want, equal_nan=True)
+        torch.testing.assert_close(grads, want_grads, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_value_survives_the_cpu_kernel(dtype: torch.dtype) -> None:
+    # 0 * T = -0 or 0 and 1 * T = T exactly, so M = 1 shows widening and narrowing alone.
+    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    trunk = every.reshape(1, 16, 64, 64)
+    with ran_kernels.backend("native"):
+        out = ran_kernels.attention_gate(torch.full_like(trunk, -torch.inf), trunk)
+    number = ~trunk.isnan()
+    assert torch.equal(out.view(torch.int16)[number], trunk.view(torch.int16)[number])
+    assert out[~number].isnan().all()
+
+
+@kernels
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)], ids=str)
+def test_empty(place: Place, shape: tuple[int, ...]) -> None:
+    (out,), grads = place.run(
+        outputs_and_grads, ran_kernels.attention_gate, inputs(shape, device=place.device)
+    )
+    assert out.shape == shape
+    assert [grad.shape for grad in grads] == [shape, shape]
+
+
+@kernels
+def test_same_bits_every_run_and_inputs_untouched(place: Place) -> None:
+    logits, trunk = inputs((2, 16, 56, 56), device=place.device)
+    before = logits.clone(), trunk.clone()
+    first = place.run(outputs_and_grads, ran_kernels.attention_gate, (logits, trunk))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            again = place.run(outputs_and_grads, ran_kernels.attention_gate, (logits, trunk))
+            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(trunk, before[1])
+
+
+@kernels
+def test_only_logits_and_trunk_are_saved_for_backward(place: Place) -> None:
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    logits, trunk = (t.requires_grad_() for t in inputs(device=place.device))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        place.run(ran_kernels.attention_gate, logits, trunk)
+    assert {t.data_ptr() for t in saved} == {logits.data_ptr(), trunk.data_ptr()}
+
+
+@kernels
+def test_promotion_is_pytorchs(place: Place) -> None:
+    for a, b in itertools.product(DTYPES, DTYPES):
+        logits, trunk = inputs(device=place.device)
+        out = place.run(ran_kernels.attention_gate, logits.to(a), trunk.to(b))
+        assert out.dtype == torch.promote_types(a, b)
+
+
+@kernels
+def test_autocast_as_the_plain_expression(place: Place) -> None:
+    logits, trunk = inputs(device=place.device)
+    conv = torch.nn.Conv2d(3, 3, 1).to(place.device)
+    with torch.autocast(place.device, torch.bfloat16):
+        low = conv(logits)
+        assert low.dtype == torch.bfloat16
+        for args in ((low, trunk), (low, low), (logits, trunk)):
+            got = place.run(ran_kernels.attention_gate, *args)
+            want = reference.attention_gate(*args)
+            assert got.dtype == want.dtype
+            torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+def test_opcheck(place: Place, layout: str) -> None:
+    overload = "triton" if place.backend == "triton" else "default"
+    logits, trunk = (LAYOUTS[layout](t) for t in inputs(device=place.device))
+    grad = torch.randn_like(trunk)
+    forward = getattr(torch.ops.ran.attention_gate, overload)
+    leaves = (logits.requires_grad_(), trunk.requires_grad_())
+    opcheck(forward, (*leaves, True))
+    backward = getattr(torch.ops.ran.attention_gate_backward, overload)
+    opcheck(backward, (grad, logits.detach(), trunk.detach(), True))
+
+
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compile_fullgraph(place: Place, layout: str) -> None:
+    torch._dynamo.reset()
+    inductor = place.backend == "native"
+    compiled = torch.compile(
+        lambda a, b: ran_kernels.attention_gate(a, b).relu(),
+        fullgraph=True,
+        backend="inductor" if inductor else "aot_eager",
+    )
+    args = tuple(LAYOUTS[layout](t) for t in inputs(device=place.device))
+    want = outputs_and_grads(lambda a, b: reference.attention_gate(a, b).relu(), args)
+    got = place.run(outputs_and_grads, compiled, args)
+    torch.testing.assert_close(got, want)
+
+
+@kernels
+def test_compile_notices_another_backend(place: Place) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(ran_kernels.attention_gate, fullgraph=True, backend="eager")
+    args = inputs(device=place.device)
+    with ran_kernels.backend("reference"):
+        assert torch.equal(compiled(*args), reference.attention_gate(*args))
+    assert torch.equal(place.run(compiled, *args), place.run(ran_kernels.attention_gate, *args))
+
+
+@kernels
+def test_export(place: Place) -> None:
+    class Gate(torch.nn.Module):
+        def forward(self, logits: Tensor, trunk: Tensor) -> Tensor:
+            return ran_kernels.attention_gate(logits, trunk)
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    args = inputs((3, 4, 5, 6), device=place.device)
+    program = place.run(torch.export.export, Gate(), args, dynamic_shapes=({0: batch}, {0: batch}))
+    other = inputs((5, 4, 5, 6), device=place.device)
+    torch.testing.assert_close(program.module()(*other), reference.attention_gate(*other))
+
+
+@kernels
+def test_second_derivative_is_refused_with_the_way_out(place: Place) -> None:
+    logits, trunk = (t.requires_grad_() for t in inputs(device=place.device))
+    out = place.run(ran_kernels.attention_gate, logits, trunk)
+    (grad,) = torch.autograd.grad(out.sum(), trunk, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"attention_gate.*backend\('reference'\)"):
+        grad.sum().backward()
+
+
+def test_second_derivative_with_the_reference() -> None:
+    leaves = tuple(t.requires_grad_() for t in inputs((1, 2, 2, 2), torch.float64))
+    with ran_kernels.backend("reference"):
+        assert torch.autograd.gradgradcheck(ran_kernels.attention_gate, leaves)
+
+
+def test_mask_is_what_the_gate_applies() -> None:
+    logits, trunk = inputs()
+    for activation in ACTIVATIONS:
+        mask = ran_kernels.attention_mask(logits, activation)
+        gated = ran_kernels.attention_gate(logits, trunk, residual=False, activation=activation)
+        torch.testing.assert_close(gated, mask * trunk)
+
+
+@pytest.mark.parametrize(
+    ("logits", "trunk", "options", "error", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5), {}, ValueError,
+         r"logits: expected shape \(2, 3, 4, 5\) as trunk, got \(2, 3, 4, 4\)"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), {}, ValueError,
+         r"trunk: expected \(N, C, H, W\), got shape \(2, 3, 4\)"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64), torch.zeros(2, 3, 4, 4), {}, TypeError,
+         r"logits: expected float64, float32, float16 or bfloat16, got int64"),
+        (torch.zeros(2, 3, 4, 4), [1.0], {}, TypeError, r"trunk: expected a tensor, got list"),
+        (torch.zeros(2, 3, 4, 4, device="meta"), torch.zeros(2, 3, 4, 4), {}, ValueError,
+         r"logits: expected device cpu as trunk, got meta"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), {"activation": "softmax"}, ValueError,
+         r"activation: expected one of 'mixed', 'channel', 'spatial', got 'softmax'"),
+    ],
+    ids=["shape", "dimensions", "integers", "no-tensor", "device", "activation"],
+)  # fmt: skip
+def test_bad_arguments_are_named(
+    logits: Any, trunk: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ran_kernels.attention_gate(logits, trunk, **options)
+
+
+@pytest.mark.gpu
+def test_current_stream_and_graph_capture() -> None:
+    logits, trunk = inputs((4, 64, 28, 28), device="cuda")
+    want = reference.attention_gate(logits, trunk)
+    for name in ("native", "triton"):
+        with ran_kernels.backend(name):
+            ran_kernels.attention_gate(logits, trunk)  # Triton compiles before the capture
+            graph = torch.cuda.CUDAGraph()
+            static = logits.clone()
+            with torch.cuda.graph(graph):
+                out = ran_kernels.attention_gate(static, trunk)
+            static.copy_(logits.flip(0))
+            graph.replay()
+            torch.testing.assert_close(out, reference.attention_gate(logits.flip(0), trunk))
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                torch.cuda._sleep(10_000_000)
+                late = logits * 1
+                out = ran_kernels.attention_gate(late, trunk)
+            side.synchronize()
+            torch.testing.assert_close(out, want)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", ["native"])
+def test_more_than_two_to_the_31_elements(name: str) -> None:
+    shape = (1, 1, 2**16, 2**15 + 8)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.use_deterministic_algorithms(False)  # no time for poisoning 4 GiB
+    trunk = torch.ones(shape, dtype=torch.bfloat16, device=device)
+    logits = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+    trunk[..., -1:] = 2
+    with ran_kernels.backend(name):
+        out = ran_kernels.attention_gate(logits, trunk)
+    assert (out[..., :-1] == 1.5).all()
+    assert (out[..., -1] == 3).all()
