@@ -1,0 +1,42 @@
+# Two commands do all: `make demo` trains a network, `make test` checks everything.
+# `make setup` makes .venv with everything both need; PYTHON names the interpreter it is made from.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py $(shell find csrc -type f)
+
+.PHONY: demo test lint setup clean test-install
+
+demo: setup
+	$(BIN)/ran train demo --output runs/demo --overwrite
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/built
+
+# torch first: the extension is then built against it, without a second copy in an isolated build.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'torch>=2.11' ninja pybind11 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	touch $@ $(VENV)/built
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# An sdist, a wheel, and that wheel in a second environment with the oldest torch. Downloads gigabytes.
+test-install: setup
+	tools/test_install.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info ran_kernels/*.so .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

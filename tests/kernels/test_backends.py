@@ -1,0 +1,105 @@
+"""Which backend runs, why another does not, and what `python -m ran_kernels` says of it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ran_kernels
+from ran_kernels import backends, extension
+from ran_kernels.__main__ import report
+
+
+def test_unknown_backends_are_refused_by_name() -> None:
+    with (
+        pytest.raises(ValueError, match=r"backend: expected one of 'auto', .*, got 'cuda'"),
+        ran_kernels.backend("cuda"),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"backend: expected one of 'native'"):
+        ran_kernels.can_run("fast", "attention_gate", torch.zeros(1))
+
+
+def test_the_context_ends_with_the_block_even_after_an_error() -> None:
+    before = backends.current()
+    with ran_kernels.backend("reference"):
+        assert backends.current() == "reference"
+        with ran_kernels.backend("native"):
+            assert backends.current() == "native"
+        assert backends.current() == "reference"
+    assert backends.current() == before
+    with pytest.raises(ValueError, match="logits"), ran_kernels.backend("reference"):
+        ran_kernels.attention_gate(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 1))
+    assert backends.current() == before
+
+
+def test_auto_takes_the_extension_on_the_cpu() -> None:
+    assert extension.module is not None, extension.why_not
+    with ran_kernels.backend("auto"):
+        assert backends.choose("attention_gate", torch.zeros(1)) == "native"
+
+
+def test_auto_falls_back_to_the_reference_without_an_extension(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extension, "module", None)
+    monkeypatch.setattr(extension, "why_not", "it was left at home")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    t = torch.randn(1, 2, 3, 3)
+    with ran_kernels.backend("auto"):
+        assert backends.choose("attention_gate", t) == "reference"
+        torch.testing.assert_close(ran_kernels.attention_gate(t, t), (1 + t.sigmoid()) * t)
+    with (
+        ran_kernels.backend("native"),
+        pytest.raises(
+            ran_kernels.BackendError,
+            match=r"backend: 'native' cannot run attention_gate: it was left at home",
+        ),
+    ):
+        ran_kernels.attention_gate(t, t)
+
+
+def test_triton_refuses_cpu_tensors_outside_its_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = ran_kernels.can_run("triton", "attention_gate", torch.zeros(1))
+    assert reason is not None
+    assert "TRITON_INTERPRET" in reason
+
+
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_other_devices_go_to_the_reference(name: str) -> None:
+    meta = torch.zeros(2, 3, 4, 4, device="meta")
+    reason = ran_kernels.can_run(name, "attention_gate", meta)
+    assert reason is not None
+    assert "'meta'" in reason
+    with ran_kernels.backend("auto"):
+        assert ran_kernels.attention_gate(meta, meta).shape == meta.shape
+
+
+def test_report_names_every_operator_with_its_backend() -> None:
+    text = "\n".join(report())
+    for heading in ("versions", "extension", "devices", "operators"):
+        assert heading in text
+    for op in ran_kernels.library.OPERATORS:
+        assert op in text
+    assert torch.__version__.split("+")[0] in text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("reference", (0, "reference")), ("gpu", (1, "RAN_BACKEND: expected one of 'auto'"))],
+)
+def test_environment_variable(value: str, expected: tuple[int, str]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import ran_kernels; print(ran_kernels.backends.current())"],
+        env={**os.environ, "RAN_BACKEND": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == expected[0]
+    assert expected[1] in run.stdout + run.stderr

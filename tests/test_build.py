@@ -1,0 +1,157 @@
+"""The extension that was built, and what setup.py decides and says."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ran_kernels import extension
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+needs_cuda_build = pytest.mark.skipif(
+    not extension.has_cuda(), reason="the extension here was built without CUDA kernels"
+)
+
+
+def test_the_extension_is_there_and_reports_its_build() -> None:
+    assert extension.module is not None, extension.why_not
+    info = extension.module.build_info()
+    assert info["torch_target"] == "2.11"
+    assert re.search(r"\d+\.\d+", info["compiler"])
+    assert info["cuda_reason"]
+
+
+def test_cuda_is_built_wherever_torch_and_a_toolkit_allow() -> None:
+    info = extension.build_info()
+    if torch.version.cuda is None:
+        assert info["cuda"] is None
+        assert "not a CUDA build" in info["cuda_reason"]
+    elif info["cuda"] is None:
+        assert os.environ.get("RAN_CUDA") == "0" or "toolkit" in info["cuda_reason"]
+    else:
+        assert info["gpu_targets"]
+
+
+@needs_cuda_build
+def test_every_cuda_kernel_is_reported_and_none_spills() -> None:
+    info = extension.build_info()
+    sources = "\n".join(path.read_text() for path in CUDA_SOURCES)
+    declared = set(
+        re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)", sources)
+    )
+    assert declared
+    reported = {name.split("<")[0] for name in info["kernels"]}
+    assert reported == declared
+    targets = {target for target in info["gpu_targets"] if target.startswith("sm_")}
+    for kernel, on in info["kernels"].items():
+        assert set(on) == targets, kernel
+        for target, used in on.items():
+            assert 0 < used["registers"] <= 255
+            assert used["local_bytes"] == 0, (kernel, target)
+            # float64's division and exponential are calls, which take a little stack.
+            assert used["stack_bytes"] == 0 or "double" in kernel, (kernel, target)
+
+
+@needs_cuda_build
+def test_the_binary_holds_code_for_the_targets() -> None:
+    spec = importlib.util.find_spec("triton")
+    assert spec is not None
+    assert spec.origin is not None
+    cuobjdump = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    assert extension.module is not None
+    library = str(extension.module.__file__)
+    run = subprocess.run(
+        [cuobjdump, "-lelf", "-lptx", library], capture_output=True, text=True, check=True
+    )
+    for target in extension.build_info()["gpu_targets"]:
+        machine = target.replace("compute_", "sm_")
+        suffix = "ptx" if target.startswith("compute_") else "cubin"
+        # One image a source file and target.
+        images = re.findall(rf"\.\d+\.{machine}\.{suffix}", run.stdout)
+        assert len(images) == len(CUDA_SOURCES), (target, run.stdout)
+
+
+def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    names = ("RAN_CUDA", "RAN_NO_EXTENSION", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS")
+    inherited = {k: v for k, v in os.environ.items() if k not in names}
+    return subprocess.run(
+        [sys.executable, "setup.py", *(arguments or ("--name",))],
+        cwd=ROOT,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "said"),
+    [
+        ({"RAN_CUDA": "yes"}, 1, "RAN_CUDA: expected 0 or 1, got 'yes'"),
+        ({"RAN_CUDA": "0"}, 0, "CUDA kernels left out: RAN_CUDA=0"),
+        ({"RAN_CUDA": "1", "CUDA_HOME": "/nonexistent"}, 1, "RAN_CUDA=1 asks for CUDA kernels: "),
+        ({"RAN_NO_EXTENSION": "1"}, 0, "no compiled extension: RAN_NO_EXTENSION=1"),
+    ],
+    ids=["not-a-switch", "without", "required", "no-extension"],
+)
+def test_setup_says_what_it_builds_and_why(
+    environment: dict[str, str], code: int, said: str
+) -> None:
+    run = setup_says(**environment)
+    assert run.returncode == code, run.stderr
+    assert said in run.stderr
+
+
+@pytest.fixture
+def wrapper_on_the_path(tmp_path: Path) -> Path:
+    """A folder with an `nvcc` that is a script, as compiler caches and distributions install it."""
+    wrapper = tmp_path / "bin" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text("#!/bin/sh\nexit 1\n")
+    wrapper.chmod(0o755)
+    return wrapper.parent
+
+
+def test_a_wrapper_on_the_path_does_not_mislead_it(wrapper_on_the_path: Path) -> None:
+    path = f"{wrapper_on_the_path}{os.pathsep}{os.environ['PATH']}"
+    run = setup_says(PATH=path)
+    assert run.returncode == 0, run.stderr
+    chosen = re.search(r"CUDA [\d.]+ in (\S+)", run.stderr)
+    if chosen is None:
+        assert "CUDA kernels left out" in run.stderr
+        return
+    home = Path(chosen.group(1))
+    assert home != wrapper_on_the_path.parent
+    assert (home / "include" / "cuda_runtime.h").is_file()
+
+
+def test_without_the_extension_everything_still_imports_and_runs(tmp_path: Path) -> None:
+    # The package without its compiled file, as RAN_NO_EXTENSION=1 installs it.
+    package = tmp_path / "ran_kernels"
+    for source in (ROOT / "ran_kernels").rglob("*.py"):
+        target = package / source.relative_to(ROOT / "ran_kernels")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source.read_text())
+    program = (
+        "import torch, ran_kernels as k; t = torch.randn(2, 3, 4, 4, requires_grad=True);"
+        "k.attention_gate(t, t).sum().backward(); print(k.can_run('native', 'attention_gate', t))"
+    )
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "not part of this installation" in run.stdout

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Installs the package in every way the README names, each into an environment of its own:
+#   1. pip install .                      (build isolation: pip fetches what the build needs)
+#   2. sdist -> wheel -> another environment with the oldest torch of the range
+# and runs the operator's tests on what was installed, outside the source tree.
+# Usage: tools/test_install.sh PYTHON_WITH_BUILD_TOOLS [OLDEST_TORCH]
+set -euo pipefail
+python=$(realpath -s "$1")
+oldest=${2:-2.11.0}
+source=$(realpath "$(dirname "$0")/..")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+check() { # VENV: the installed package, not the source tree, passes the operators' tests
+  "$1/bin/python" -m pip install --quiet pytest hypothesis
+  mkdir -p "$1/tests"
+  cp -r "$source/tests/__init__.py" "$source/tests/conftest.py" "$source/tests/kernels" "$1/tests/"
+  (cd "$1" && bin/python -m ran_kernels && bin/python -m pytest -q -p no:cacheprovider \
+    tests/kernels -k "attention_gate and not compile")
+}
+
+echo "== sdist, wheel from the sdist"
+"$python" -m build --no-isolation --sdist --outdir "$work/dist" "$source"
+mkdir "$work/unpacked"
+tar -xzf "$work"/dist/*.tar.gz -C "$work/unpacked" --strip-components=1
+"$python" -m build --no-isolation --wheel --outdir "$work/dist" "$work/unpacked"
+ls -l "$work/dist"
+
+echo "== that wheel beside torch $oldest"
+"$python" -m venv "$work/oldest"
+"$work/oldest/bin/python" -m pip install --quiet "torch==$oldest" "$work"/dist/*.whl
+check "$work/oldest"
+
+echo "== pip install ."
+"$python" -m venv "$work/plain"
+"$work/plain/bin/python" -m pip install --quiet "$source"
+check "$work/plain"
+echo "every way of installing works"
