@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 import ran_kernels
 
+from .checks import require_choice, require_count
 from .units import max_pool, unit_sequence
+
+#: What the soft mask branch adds to an interpolation: see :class:`SoftMaskBranch`.
+GRAPHS = ("authors", "additive")
+#: How the mask follows from its logits: see :func:`ran_kernels.attention_gate`.
+ACTIVATIONS = ("mixed", "channel", "spatial")
 
 
 class AttentionFeatures(NamedTuple):
@@ -51,12 +57,16 @@ class SoftMaskBranch(nn.Module):
     ``graph="authors"`` interpolates to a size and adds the skip unit alone. ``graph="additive"``
     also adds the tensor that gives that size: the level itself beside its skip unit, and the trunk
     to the last interpolation. The two have the same parameters and different outputs.
+
+    Raises ValueError for a value that is none of these.
     """
 
     def __init__(
         self, channels: int, depth: int, *, r: int, unit: str, pool: str, graph: str
     ) -> None:
         super().__init__()
+        require_choice("graph", GRAPHS, graph)
+        require_count("depth", 0, depth)
         self.depth = depth
         self.additive = graph == "additive"
         self.pool = max_pool(3, pool)
@@ -94,6 +104,7 @@ class AttentionModule(nn.Module):
 
     ``mask_depth``, ``r``, ``pool`` and ``graph`` are those of :class:`SoftMaskBranch`;
     ``activation`` is that of :func:`ran_kernels.attention_gate`; ``unit`` is "preact" or "resnext".
+    Raises ValueError for a value that is none of these.
     """
 
     def __init__(
@@ -112,6 +123,7 @@ class AttentionModule(nn.Module):
         graph: str = "authors",
     ) -> None:
         super().__init__()
+        require_choice("activation", ACTIVATIONS, activation)
         self.activation = activation
         self.residual = residual
         self.pre = unit_sequence(unit, channels, p)

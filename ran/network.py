@@ -13,8 +13,9 @@ from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionFeatures, AttentionModule
+from .checks import require, require_choice, require_count
 from .modes import evaluating, recompute_contexts
-from .spec import NetworkSpec, require, require_choice
+from .spec import NetworkSpec
 from .units import UNITS, init_weights, max_pool
 
 
@@ -63,10 +64,9 @@ def _tail(spec: NetworkSpec) -> nn.Sequential:
     return nn.Sequential(blocks)
 
 
-def _check_head(num_classes: int, global_pool: str | None) -> None:
-    require(num_classes >= 0, "num_classes", "0 or more", num_classes)
-    if global_pool is not None:
-        require_choice("global_pool", ("avg", ""), global_pool)
+def _check_head(num_classes: int, global_pool: str) -> None:
+    require_count("num_classes", 0, num_classes)
+    require_choice("global_pool", ("avg", ""), global_pool)
     pooled = global_pool != "" or num_classes == 0
     require(pooled, "global_pool", "'avg', as there is a classifier", global_pool)
 
@@ -80,6 +80,9 @@ class ResidualAttentionNetwork(nn.Module):
     Raises ValueError where an argument or an input's shape cannot work, naming it.
     """
 
+    #: What timm knows of the network, such as its input's size, mean and deviation.
+    pretrained_cfg: dict[str, Any]
+
     def __init__(
         self,
         spec: NetworkSpec,
@@ -89,7 +92,7 @@ class ResidualAttentionNetwork(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        require(in_chans >= 1, "in_chans", "1 or more", in_chans)
+        require_count("in_chans", 1, in_chans)
         require(0 <= drop_rate <= 1, "drop_rate", "a probability", drop_rate)
         _check_head(num_classes, global_pool)
         self.spec = spec
@@ -228,7 +231,8 @@ class ResidualAttentionNetwork(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a newly initialised one of ``num_classes``, 0 for none."""
-        _check_head(num_classes, global_pool)
+        current = self.head.global_pool.pool_type
+        _check_head(num_classes, current if global_pool is None else global_pool)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
         self.head.apply(init_weights)

@@ -7,8 +7,9 @@ from typing import Any
 from timm.models import build_model_with_cfg, model_entrypoint, register_model
 from torch import nn
 
+from .checks import require
 from .network import ResidualAttentionNetwork
-from .spec import SPEC_FIELDS, NetworkSpec, require
+from .spec import SPEC_FIELDS, NetworkSpec
 
 _WIDE = NetworkSpec(
     widths=(128, 256, 512),

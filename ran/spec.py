@@ -1,20 +1,10 @@
 """What distinguishes one residual attention network from another."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
-from .units import WIDTH_MULTIPLES
-
-
-def require(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise ValueError that names the argument, what was expected and what came."""
-    if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
-
-
-def require_choice(name: str, choices: Collection[str], got: object) -> None:
-    """Raise ValueError unless ``got`` is one of ``choices``."""
-    require(got in choices, name, f"one of {', '.join(map(repr, choices))}", got)
+from .attention import ACTIVATIONS, GRAPHS
+from .checks import is_count, require, require_choice, require_count
+from .units import POOLS, UNITS, WIDTH_MULTIPLES
 
 
 @dataclass(frozen=True)
@@ -61,26 +51,17 @@ class NetworkSpec:
     """"authors" or "additive": see :class:`ran.attention.SoftMaskBranch`."""
 
     def __post_init__(self) -> None:
-        for name in ("modules", "widths", "strides", "mask_depths"):
-            # Lists come from JSON and command lines; a spec stays hashable.
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        require_choice("unit", WIDTH_MULTIPLES, self.unit)
-        require_choice("activation", ("mixed", "channel", "spatial"), self.activation)
-        require_choice("pool", ("caffe", "torch"), self.pool)
-        require_choice("graph", ("authors", "additive"), self.graph)
-        require_choice("stem_pool", ("0", "2", "3"), str(self.stem_pool))
-        require(isinstance(self.residual, bool), "residual", "True or False", self.residual)
-        require(len(self.modules) > 0, "modules", "at least one stage", self.modules)
+        require_choice("unit", UNITS, self.unit)
+        require_choice("activation", ACTIVATIONS, self.activation)
+        require_choice("pool", POOLS, self.pool)
+        require_choice("graph", GRAPHS, self.graph)
+        require_choice("residual", (True, False), self.residual)
+        require_choice("stem_pool", (0, 2, 3), self.stem_pool)
         for name, least in (("modules", 0), ("widths", 1), ("strides", 1), ("mask_depths", 0)):
-            values = getattr(self, name)
-            require(
-                len(values) == len(self.modules) and all(_is_count(v, least) for v in values),
-                name,
-                f"{len(self.modules)} integers (one a stage) of at least {least}",
-                values,
-            )
+            self._check_stages(name, least)
         for name, least in (
             ("stem_width", 1),
+            ("stem_kernel", 1),
             ("stem_stride", 1),
             ("tail_width", 1),
             ("tail_stride", 1),
@@ -88,22 +69,37 @@ class NetworkSpec:
             ("p", 0),
             ("t", 1),
             ("r", 1),
-            *((("post_units", 0),) if self.post_units is not None else ()),
         ):
-            value = getattr(self, name)
-            require(_is_count(value, least), name, f"an integer of at least {least}", value)
-        kernel = self.stem_kernel
-        require(_is_count(kernel, 1) and kernel % 2 == 1, "stem_kernel", "an odd integer", kernel)
+            require_count(name, least, getattr(self, name))
+        if self.post_units is not None:
+            require_count("post_units", 0, self.post_units)
+        require(self.stem_kernel % 2 == 1, "stem_kernel", "an odd integer", self.stem_kernel)
         multiple = WIDTH_MULTIPLES[self.unit]
-        for name, width in (
-            *(("widths", width) for width in self.widths),
-            ("tail_width", self.tail_width),
-        ):
-            require(width % multiple == 0, name, f"a multiple of {multiple}", width)
+        expected = f"multiples of {multiple} for {self.unit!r} units"
+        require(
+            all(width % multiple == 0 for width in self.widths), "widths", expected, self.widths
+        )
+        require(self.tail_width % multiple == 0, "tail_width", expected, self.tail_width)
+
+    def _check_stages(self, name: str, least: int) -> None:
+        values = getattr(self, name)
+        if isinstance(values, list):
+            # Lists come from JSON and command lines; a spec stays hashable.
+            values = tuple(values)
+            object.__setattr__(self, name, values)
+        require(
+            isinstance(values, tuple)
+            and len(values) == max(1, len(self.modules))
+            and all(is_count(value, least) for value in values),
+            name,
+            f"one integer of at least {least} for each stage",
+            values,
+        )
 
     def scaled(self, multiplier: float) -> "NetworkSpec":
         """The same plan with every width times ``multiplier``, rounded to what units allow."""
-        require(multiplier > 0, "width_multiplier", "a positive number", multiplier)
+        positive = isinstance(multiplier, int | float) and multiplier > 0
+        require(positive, "width_multiplier", "a positive number", multiplier)
         multiple = max(8, WIDTH_MULTIPLES[self.unit])
 
         def scale(width: int, multiple: int) -> int:
@@ -131,10 +127,6 @@ class NetworkSpec:
 
 
 SPEC_FIELDS = frozenset(field.name for field in fields(NetworkSpec))
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _before_conv(size: int, stride: int) -> int:

@@ -1,11 +1,9 @@
 """Residual units, and what the blocks built of them share."""
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-UnitKind = Literal["preact", "resnext"]
+from .checks import require_choice
 
 #: Groups of the 3×3 convolution in a ResNeXt unit: AttentionNeXt is built on ResNeXt 32×4d.
 CARDINALITY = 32
@@ -84,8 +82,13 @@ UNITS: dict[str, type[PreActUnit] | type[ResNeXtUnit]] = {
 WIDTH_MULTIPLES = {"preact": 4, "resnext": 2 * CARDINALITY}
 
 
+#: Where max-pooling places its windows: see :func:`max_pool`.
+POOLS = ("caffe", "torch")
+
+
 def unit_sequence(kind: str, channels: int, count: int) -> nn.Sequential:
     """``count`` units that keep (N, channels, H, W)."""
+    require_choice("unit", UNITS, kind)
     return nn.Sequential(*(UNITS[kind](channels, channels) for _ in range(count)))
 
 
@@ -96,6 +99,7 @@ def max_pool(kernel: int, convention: str) -> nn.MaxPool2d:
     and the last one may be cut. "torch" pads by half the kernel and rounds down. For a 3×3 kernel
     both give 112 → 56, from windows one pixel apart, but 57 → 28 and 57 → 29.
     """
+    require_choice("pool", POOLS, convention)
     if convention == "caffe":
         return nn.MaxPool2d(kernel, stride=2, ceil_mode=True)
     return nn.MaxPool2d(kernel, stride=2, padding=(kernel - 1) // 2)

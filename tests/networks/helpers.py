@@ -1,0 +1,63 @@
+"""What several tests of the networks share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+import ran
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def build(name: str, **options: Any) -> ran.ResidualAttentionNetwork:
+    """``ran.create_model``, typed for what it gives here."""
+    return cast(ran.ResidualAttentionNetwork, ran.create_model(name, **options))
+
+
+def randomise(model: Network) -> Network:
+    """The model, with random weights and statistics under which every layer shapes the output."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (module.bias, module.running_mean):
+                nn.init.normal_(tensor, std=0.3)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.bias)
+    return model
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def small(**options: Any) -> ran.ResidualAttentionNetwork:
+    """A network with every kind of block, quick to run: mask depths 2 and 0, a stem with a pool."""
+    plan: dict[str, Any] = {
+        "modules": (1, 2),
+        "widths": (16, 24),
+        "strides": (1, 2),
+        "mask_depths": (2, 0),
+        "stem_width": 8,
+        "tail_width": 32,
+        "tail_units": 1,
+    }
+    return ran.attention56_cifar_pool(**{**plan, **options})
+
+
+def gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Every parameter's gradient of a loss that no layer's symmetry cancels."""
+    assert isinstance(model, nn.Module)
+    model.zero_grad()
+    logits = model(x)
+    (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+    }
