@@ -119,7 +119,8 @@ def demangle(name):
     """A kernel's name with its template arguments, without namespaces and parameters."""
     run = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True)
     plain = re.sub(r"\(anonymous namespace\)::|ran::cuda::|ran::|^void ", "", run.stdout.strip())
-    return re.split(r"\((?!int\)|bool\))", plain)[0]
+    plain = re.sub(r"\(\w+\)(?=\d)", "", plain)  # (Activation)1 and (int)8 among the arguments
+    return plain.split("(")[0]
 
 
 def kernel_resources(objects, cuda_home):

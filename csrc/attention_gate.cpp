@@ -11,53 +11,72 @@
 namespace ran {
 namespace {
 
-Tensor attention_gate(const Tensor& logits, const Tensor& trunk, bool residual) {
+GateShape gate_shape(const Tensor& t, int64_t activation) {
+  const auto kind = static_cast<Activation>(activation);
+  if (kind == Activation::kMixed) {
+    return {kind, 1, t.numel(), 1};
+  }
+  const int64_t n = t.size(0);
+  const int64_t c = t.size(1);
+  const int64_t hw = t.size(2) * t.size(3);
+  if (kind == Activation::kChannel) {
+    return t.is_contiguous() ? GateShape{kind, n, c, hw} : GateShape{kind, n * hw, c, 1};
+  }
+  STD_TORCH_CHECK(kind == Activation::kSpatial, "activation: expected 0, 1 or 2");
+  return t.is_contiguous() ? GateShape{kind, n * c, hw, 1} : GateShape{kind, n, hw, c};
+}
+
+// What the results are laid out as: any dense layout will do where elements do not depend on each
+// other; groups are reduced in the two layouts there are kernels for.
+Tensor result_like(const Tensor& trunk, int64_t activation) {
+  return dense_like(activation == static_cast<int64_t>(Activation::kMixed) ? trunk : native(trunk));
+}
+
+Tensor attention_gate(
+    const Tensor& logits, const Tensor& trunk, bool residual, int64_t activation) {
   check_same(logits, "logits", trunk, "trunk");
   const DType dtype = dtype_of(trunk, "trunk");
-  Tensor out = dense_like(trunk);
+  Tensor out = result_like(trunk, activation);
   const Tensor l = in_layout_of(logits, out);
   const Tensor t = in_layout_of(trunk, out);
+  const GateShape shape = gate_shape(out, activation);
   const AttentionGateForward args{
-      l.const_data_ptr(), t.const_data_ptr(), out.mutable_data_ptr(), out.numel(), residual};
+      l.const_data_ptr(), t.const_data_ptr(), out.mutable_data_ptr(), residual};
   on_device_of(
       trunk,
       "attention_gate",
-      [&] {
-        torch::stable::parallel_for(0, args.n, kGrain, [&](int64_t begin, int64_t end) {
-          cpu::attention_gate(dtype, args, begin, end);
-        });
-      },
-      [&](void* stream) { return cuda::attention_gate(dtype, args, stream); });
+      [&] { cpu::attention_gate(dtype, shape, args); },
+      [&](void* stream) { return cuda::attention_gate(dtype, shape, args, stream); });
   return out;
 }
 
 std::tuple<Tensor, Tensor> attention_gate_backward(
-    const Tensor& grad, const Tensor& logits, const Tensor& trunk, bool residual) {
+    const Tensor& grad,
+    const Tensor& logits,
+    const Tensor& trunk,
+    bool residual,
+    int64_t activation) {
   check_same(logits, "logits", trunk, "trunk");
   check_same(grad, "grad", trunk, "trunk");
   const DType dtype = dtype_of(trunk, "trunk");
-  Tensor grad_trunk = dense_like(trunk);
+  Tensor grad_trunk = result_like(trunk, activation);
   Tensor grad_logits = dense_like(grad_trunk);
   const Tensor g = in_layout_of(grad, grad_trunk);
   const Tensor l = in_layout_of(logits, grad_trunk);
   const Tensor t = in_layout_of(trunk, grad_trunk);
+  const GateShape shape = gate_shape(grad_trunk, activation);
   const AttentionGateBackward args{
       g.const_data_ptr(),
       l.const_data_ptr(),
       t.const_data_ptr(),
       grad_logits.mutable_data_ptr(),
       grad_trunk.mutable_data_ptr(),
-      grad_trunk.numel(),
       residual};
   on_device_of(
       trunk,
       "attention_gate_backward",
-      [&] {
-        torch::stable::parallel_for(0, args.n, kGrain, [&](int64_t begin, int64_t end) {
-          cpu::attention_gate_backward(dtype, args, begin, end);
-        });
-      },
-      [&](void* stream) { return cuda::attention_gate_backward(dtype, args, stream); });
+      [&] { cpu::attention_gate_backward(dtype, shape, args); },
+      [&](void* stream) { return cuda::attention_gate_backward(dtype, shape, args, stream); });
   return {grad_logits, grad_trunk};
 }
 

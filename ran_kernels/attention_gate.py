@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import backends, reference
 from .checks import promote, require_choice, require_device, require_shape, require_tensor
+from .layout import native
 from .library import define
 
 ACTIVATIONS = ("mixed", "channel", "spatial")
@@ -51,11 +52,7 @@ def attention_gate(
     backend = backends.choose("attention_gate", trunk)
     if backend == "reference":
         return reference.attention_gate(logits, trunk, residual=residual, activation=activation)
-    if activation != "mixed":
-        # The mask is made by PyTorch, the product by PyTorch as well: M is no sigmoid of logits.
-        mask = reference.attention_mask(logits, activation)
-        return torch.addcmul(trunk, mask, trunk) if residual else mask * trunk
-    return _FORWARD[backend](logits, trunk, residual)
+    return _FORWARD[backend](logits, trunk, residual, ACTIVATIONS.index(activation))
 
 
 def attention_mask(logits: Tensor, activation: str = "mixed") -> Tensor:
@@ -77,37 +74,43 @@ def attention_mask(logits: Tensor, activation: str = "mixed") -> Tensor:
     return reference.attention_mask(logits, activation)
 
 
-def _fake(logits: Tensor, trunk: Tensor, residual: bool) -> Tensor:
-    return torch.empty_like(trunk)
+def _result_like(trunk: Tensor, activation: int) -> Tensor:
+    """What the kernels lay their results out as: see csrc/attention_gate.cpp."""
+    return torch.empty_like(trunk if ACTIVATIONS[activation] == "mixed" else native(trunk))
+
+
+def _fake(logits: Tensor, trunk: Tensor, residual: bool, activation: int) -> Tensor:
+    return _result_like(trunk, activation)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, trunk, ctx.residual = inputs
+    logits, trunk, ctx.residual, ctx.activation = inputs
     ctx.save_for_backward(logits, trunk)
 
 
-def _backward(backend: str, ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+def _backward(backend: str, ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     logits, trunk = ctx.saved_tensors
-    return (*_BACKWARD[backend](grad, logits, trunk, ctx.residual), None)
+    grads = _BACKWARD[backend](grad, logits, trunk, ctx.residual, ctx.activation)
+    return (*grads, None, None)
 
 
 def _fake_backward(
-    grad: Tensor, logits: Tensor, trunk: Tensor, residual: bool
+    grad: Tensor, logits: Tensor, trunk: Tensor, residual: bool, activation: int
 ) -> tuple[Tensor, Tensor]:
-    grad_trunk = torch.empty_like(trunk)
+    grad_trunk = _result_like(trunk, activation)
     return torch.empty_like(grad_trunk), grad_trunk
 
 
 _FORWARD = define(
     "attention_gate",
-    "(Tensor logits, Tensor trunk, bool residual) -> Tensor",
+    "(Tensor logits, Tensor trunk, bool residual, int activation) -> Tensor",
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
 )
 _BACKWARD = define(
     "attention_gate_backward",
-    "(Tensor grad, Tensor logits, Tensor trunk, bool residual) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor logits, Tensor trunk, bool residual, int activation) -> (Tensor, Tensor)",
     fake=_fake_backward,
     file="attention_gate",
 )

@@ -6,7 +6,8 @@ Three backends stand behind every operator:
 - ``triton``: Triton on NVIDIA GPUs, and on CPU tensors in its interpreter (TRITON_INTERPRET=1);
 - ``reference``: plain PyTorch, on every device.
 
-``auto`` takes the first of them, in the order of `ORDER`, that can run.
+``auto`` takes the first of them that can run, except that nobody wants the interpreter's speed:
+on the CPU it takes the extension or the reference.
 """
 
 import contextlib
@@ -21,7 +22,6 @@ from torch import Tensor
 from . import extension
 from .checks import require_choice
 
-#: The backends in the order in which "auto" tries them.
 ORDER = ("native", "triton", "reference")
 NAMES = ("auto", *ORDER)
 #: The oldest GPU the native kernels and Triton are built for.
@@ -85,8 +85,10 @@ def choose(op: str, *tensors: Tensor) -> str:
         BackendError: the backend asked for cannot run it; the message says why.
     """
     if _wanted == "auto":
+        device = tensors[0].device.type
         for name in ORDER:
-            if PREDICATES[name](op, *tensors) is None:
+            slow = name == "triton" and device == "cpu"
+            if not slow and PREDICATES[name](op, *tensors) is None:
                 break
         return name
     reason = PREDICATES[_wanted](op, *tensors)

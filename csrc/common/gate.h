@@ -5,6 +5,16 @@
 
 namespace ran {
 
+// How the mask M is made from the logits: Wang et al., CVPR 2017, equations 4 to 6. "channel" and
+// "spatial" standardise a group of logits first, z = (logit - center) * scale:
+//   kMixed    M = sigmoid(logit)
+//   kChannel  M = z,           center = 0, scale = 1 / max(L2 norm, 1e-12); a group is a position
+//   kSpatial  M = sigmoid(z),  center = mean, scale = 1 / sqrt(variance + 1e-5); a group is a map
+enum class Activation : int { kMixed, kChannel, kSpatial };
+
+constexpr double kChannelEps = 1e-12;
+constexpr double kSpatialEps = 1e-5;
+
 // out = (offset + M) * T, where offset is 1 with attention residual learning and 0 without it.
 // Wang et al., CVPR 2017, equations 3 and 1.
 template <typename V>
@@ -18,10 +28,19 @@ RAN_HOST_DEVICE V gate_grad_trunk(V grad, V mask, V offset) {
   return grad * (offset + mask);
 }
 
-// d out / d logits = T * M * (1 - M) for M = sigmoid(logits)
+// d out / d z = T * M * (1 - M) for M = sigmoid(z)
 template <typename V>
-RAN_HOST_DEVICE V gate_grad_logits(V grad, V mask, V trunk, V one) {
+RAN_HOST_DEVICE V gate_grad_sigmoid(V grad, V mask, V trunk, V one) {
   return grad * trunk * (mask * (one - mask));
+}
+
+// The group's part in the gradient. With u = d out / d z of each member and R members,
+//   d out / d logit = scale * (u - first - z * second)
+//   kChannel  first = 0,           second = sum(u z), or 0 where the norm was clamped
+//   kSpatial  first = sum(u) / R,  second = sum(u z) / R
+template <typename V>
+RAN_HOST_DEVICE V gate_grad_group(V u, V z, V scale, V first, V second) {
+  return scale * (u - first - z * second);
 }
 
 }  // namespace ran

@@ -1,24 +1,25 @@
+// attention_gate with the "mixed" activation; the grouped ones are in attention_gate_groups.cpp.
 #include "../attention_gate.h"
 
-#include <algorithm>
+#include <torch/csrc/stable/ops.h>
 
-#include "../common/gate.h"
+#include "attention_gate_groups.h"
 #include "simd.h"
 
 namespace ran::cpu {
 namespace {
 
+// Elements below which another thread costs more than it brings.
+constexpr int64_t kGrain = 32768;
+
 template <typename T>
 RAN_SIMD void forward(const T* logits, const T* trunk, T* out, int64_t n, accumulate_t<T> offset) {
   using V = vec_t<T>;
   const V base = splat<V>(offset);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    store(out + i, gate(sigmoid(load(logits + i)), load(trunk + i), base));
-  }
-  if (const int64_t rest = n - i; rest > 0) {
-    const V mask = sigmoid(load_partial(logits + i, rest));
-    store_partial(out + i, gate(mask, load_partial(trunk + i, rest), base), rest);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t rest = n - i;
+    const V mask = sigmoid(load_some(logits + i, rest));
+    store_some(out + i, gate(mask, load_some(trunk + i, rest), base), rest);
   }
 }
 
@@ -34,48 +35,54 @@ RAN_SIMD void backward(
   using V = vec_t<T>;
   const V base = splat<V>(offset);
   const V one = splat<V>(accumulate_t<T>(1));
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const V g = load(grad + i);
-    const V mask = sigmoid(load(logits + i));
-    store(grad_logits + i, gate_grad_logits(g, mask, load(trunk + i), one));
-    store(grad_trunk + i, gate_grad_trunk(g, mask, base));
-  }
-  if (const int64_t rest = n - i; rest > 0) {
-    const V g = load_partial(grad + i, rest);
-    const V mask = sigmoid(load_partial(logits + i, rest));
-    const V t = load_partial(trunk + i, rest);
-    store_partial(grad_logits + i, gate_grad_logits(g, mask, t, one), rest);
-    store_partial(grad_trunk + i, gate_grad_trunk(g, mask, base), rest);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t rest = n - i;
+    const V g = load_some(grad + i, rest);
+    const V mask = sigmoid(load_some(logits + i, rest));
+    store_some(
+        grad_logits + i, gate_grad_sigmoid(g, mask, load_some(trunk + i, rest), one), rest);
+    store_some(grad_trunk + i, gate_grad_trunk(g, mask, base), rest);
   }
 }
 
 }  // namespace
 
-void attention_gate(DType dtype, const AttentionGateForward& a, int64_t begin, int64_t end) {
+void attention_gate(DType dtype, const GateShape& shape, const AttentionGateForward& a) {
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward<T>(
-        static_cast<const T*>(a.logits) + begin,
-        static_cast<const T*>(a.trunk) + begin,
-        static_cast<T*>(a.out) + begin,
-        end - begin,
-        a.residual);
+    const auto* logits = static_cast<const T*>(a.logits);
+    const auto* trunk = static_cast<const T*>(a.trunk);
+    auto* out = static_cast<T*>(a.out);
+    if (shape.activation != Activation::kMixed) {
+      return forward_groups(shape, logits, trunk, out, a.residual);
+    }
+    torch::stable::parallel_for(0, shape.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      forward<T>(logits + begin, trunk + begin, out + begin, end - begin, a.residual);
+    });
   });
 }
 
-void attention_gate_backward(
-    DType dtype, const AttentionGateBackward& a, int64_t begin, int64_t end) {
+void attention_gate_backward(DType dtype, const GateShape& shape, const AttentionGateBackward& a) {
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    backward<T>(
-        static_cast<const T*>(a.grad) + begin,
-        static_cast<const T*>(a.logits) + begin,
-        static_cast<const T*>(a.trunk) + begin,
-        static_cast<T*>(a.grad_logits) + begin,
-        static_cast<T*>(a.grad_trunk) + begin,
-        end - begin,
-        a.residual);
+    const auto* grad = static_cast<const T*>(a.grad);
+    const auto* logits = static_cast<const T*>(a.logits);
+    const auto* trunk = static_cast<const T*>(a.trunk);
+    auto* grad_logits = static_cast<T*>(a.grad_logits);
+    auto* grad_trunk = static_cast<T*>(a.grad_trunk);
+    if (shape.activation != Activation::kMixed) {
+      return backward_groups(shape, grad, logits, trunk, grad_logits, grad_trunk, a.residual);
+    }
+    torch::stable::parallel_for(0, shape.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      backward<T>(
+          grad + begin,
+          logits + begin,
+          trunk + begin,
+          grad_logits + begin,
+          grad_trunk + begin,
+          end - begin,
+          a.residual);
+    });
   });
 }
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../common/dtype.h"
 
@@ -17,6 +18,8 @@
 #define RAN_SIMD
 #endif
 #define RAN_INLINE inline __attribute__((always_inline))
+// Behind a lambda's parameters: its body is a function too, and must not stay at the baseline.
+#define RAN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace ran::cpu {
 
@@ -55,7 +58,8 @@ RAN_INLINE To bits(From from) {
 
 template <typename V, typename A>
 RAN_INLINE V splat(A value) {
-  return V{} + value;
+  using Element = std::decay_t<decltype(V{}[0])>;
+  return static_cast<Element>(value) - V{};  // minus zero keeps the sign of a zero
 }
 
 // ---- 16-bit formats -------------------------------------------------------------------------
@@ -141,6 +145,21 @@ RAN_INLINE void store_partial(T* to, vec_t<T> value, int64_t count) {
   std::memcpy(to, buffer, count * sizeof(T));
 }
 
+// load and store of min(count, kLanes) lanes.
+template <typename T>
+RAN_INLINE vec_t<T> load_some(const T* from, int64_t count) {
+  return count >= kLanes ? load(from) : load_partial(from, count);
+}
+
+template <typename T>
+RAN_INLINE void store_some(T* to, vec_t<T> value, int64_t count) {
+  if (count >= kLanes) {
+    store(to, value);
+  } else {
+    store_partial(to, value, count);
+  }
+}
+
 // ---- arithmetic -----------------------------------------------------------------------------
 
 RAN_INLINE VecF exp(VecF x) {
@@ -172,6 +191,23 @@ RAN_INLINE VecD exp(VecD x) {
     result[i] = std::exp(x[i]);
   }
   return result;
+}
+
+// value in the lanes below count, 0 in the others.
+template <typename V>
+RAN_INLINE V first_lanes(V value, int64_t count) {
+  V lane;
+  for (int i = 0; i < kLanes; ++i) {
+    lane[i] = i;
+  }
+  return lane < splat<V>(count) ? value : V{};
+}
+
+// Sum over the lanes, in a fixed order.
+template <typename V>
+RAN_INLINE auto horizontal_sum(V v) {
+  static_assert(kLanes == 8);
+  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
 }
 
 template <typename V>

@@ -1,5 +1,5 @@
 #include "../attention_gate.h"
-#include "../common/gate.h"
+#include "attention_gate_groups.cuh"
 #include "kernel.cuh"
 
 namespace ran {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) attention_gate_backward_kernel(
     for (int i = 0; i < N; ++i) {
       const A incoming = widen(g.item[i]);
       const A mask = sigmoid(widen(l.item[i]));
-      gl.item[i] = narrow<T>(gate_grad_logits(incoming, mask, widen(t.item[i]), A(1)));
+      gl.item[i] = narrow<T>(gate_grad_sigmoid(incoming, mask, widen(t.item[i]), A(1)));
       gt.item[i] = narrow<T>(gate_grad_trunk(incoming, mask, offset));
     }
     *reinterpret_cast<P*>(grad_logits + first) = gl;
@@ -67,56 +67,65 @@ __global__ void __launch_bounds__(kThreads) attention_gate_backward_kernel(
     for (int64_t i = first; i < n; ++i) {
       const A incoming = widen(grad[i]);
       const A mask = sigmoid(widen(logits[i]));
-      grad_logits[i] = narrow<T>(gate_grad_logits(incoming, mask, widen(trunk[i]), A(1)));
+      grad_logits[i] = narrow<T>(gate_grad_sigmoid(incoming, mask, widen(trunk[i]), A(1)));
       grad_trunk[i] = narrow<T>(gate_grad_trunk(incoming, mask, offset));
     }
   }
 }
 
 template <typename T, int N>
-int launch(const AttentionGateForward& a, cudaStream_t stream) {
-  attention_gate_kernel<T, N><<<blocks_for((a.n + N - 1) / N), kThreads, 0, stream>>>(
+int launch(const AttentionGateForward& a, int64_t n, cudaStream_t stream) {
+  attention_gate_kernel<T, N><<<blocks_for((n + N - 1) / N), kThreads, 0, stream>>>(
       static_cast<const T*>(a.logits),
       static_cast<const T*>(a.trunk),
       static_cast<T*>(a.out),
-      a.n,
+      n,
       a.residual);
   return cudaGetLastError();
 }
 
 template <typename T, int N>
-int launch(const AttentionGateBackward& a, cudaStream_t stream) {
-  attention_gate_backward_kernel<T, N><<<blocks_for((a.n + N - 1) / N), kThreads, 0, stream>>>(
+int launch(const AttentionGateBackward& a, int64_t n, cudaStream_t stream) {
+  attention_gate_backward_kernel<T, N><<<blocks_for((n + N - 1) / N), kThreads, 0, stream>>>(
       static_cast<const T*>(a.grad),
       static_cast<const T*>(a.logits),
       static_cast<const T*>(a.trunk),
       static_cast<T*>(a.grad_logits),
       static_cast<T*>(a.grad_trunk),
-      a.n,
+      n,
       a.residual);
   return cudaGetLastError();
 }
 
 template <typename Args>
-int launch(DType dtype, const Args& args, bool packed, void* stream) {
+int launch(DType dtype, const Args& args, int64_t n, bool packed, cudaStream_t stream) {
   int error = cudaSuccess;
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto s = static_cast<cudaStream_t>(stream);
-    error = packed ? launch<T, kPack<T>>(args, s) : launch<T, 1>(args, s);
+    error = packed ? launch<T, kPack<T>>(args, n, stream) : launch<T, 1>(args, n, stream);
   });
   return error;
 }
 
 }  // namespace
 
-int attention_gate(DType dtype, const AttentionGateForward& a, void* stream) {
-  return launch(dtype, a, aligned(a.logits, a.trunk, a.out), stream);
+int attention_gate(
+    DType dtype, const GateShape& shape, const AttentionGateForward& a, void* stream) {
+  const auto s = static_cast<cudaStream_t>(stream);
+  if (shape.activation != Activation::kMixed) {
+    return attention_gate_groups(dtype, shape, a, s);
+  }
+  return launch(dtype, a, shape.numel(), aligned(a.logits, a.trunk, a.out), s);
 }
 
-int attention_gate_backward(DType dtype, const AttentionGateBackward& a, void* stream) {
+int attention_gate_backward(
+    DType dtype, const GateShape& shape, const AttentionGateBackward& a, void* stream) {
+  const auto s = static_cast<cudaStream_t>(stream);
+  if (shape.activation != Activation::kMixed) {
+    return attention_gate_groups_backward(dtype, shape, a, s);
+  }
   const bool packed = aligned(a.grad, a.logits, a.trunk, a.grad_logits, a.grad_trunk);
-  return launch(dtype, a, packed, stream);
+  return launch(dtype, a, shape.numel(), packed, s);
 }
 
 }  // namespace cuda

@@ -1,14 +1,22 @@
 """Triton kernels of `ran_kernels.attention_gate`."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import device_of, in_layout_of, sigmoid, widen
+from ..layout import in_layout_of, native
+from .common import device_of, sigmoid, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
 BLOCK = 1024
+# The position of an activation in ran_kernels.attention_gate.ACTIVATIONS.
+MIXED = tl.constexpr(0)
+CHANNEL = tl.constexpr(1)
+CHANNEL_EPS = tl.constexpr(1e-12)
+SPATIAL_EPS = tl.constexpr(1e-5)
 
 
 @triton.jit
@@ -38,38 +46,176 @@ def attention_gate_backward_kernel(
     tl.store(grad_trunk + index, to_trunk.to(grad_trunk.dtype.element_ty), mask=inside)
 
 
-def attention_gate(logits: Tensor, trunk: Tensor, residual: bool) -> Tensor:
+# The activations "channel" and "spatial" standardise groups: z = (logit - center) * scale.
+# A tensor is (outer, members, inner): group q starts at (q // inner) * members * inner + q % inner
+# and its members are `inner` apart. A program has GROUPS of them and walks MEMBERS at a time.
+
+
+@triton.jit
+def _tile(start, members, inner, groups, MEMBERS: tl.constexpr, GROUPS: tl.constexpr):
+    """Offsets of the next MEMBERS × GROUPS tile, and which of them exist."""
+    q = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    m = start + tl.arange(0, MEMBERS).to(tl.int64)
+    base = (q // inner) * members * inner + q % inner
+    inside = (m < members)[:, None] & (q < groups)[None, :]
+    return base[None, :] + m[:, None] * inner, inside
+
+
+@triton.jit
+def _standard(
+    logits, members, inner, groups,
+    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """center and scale of each group."""
+    center = tl.zeros((GROUPS,), ACC)
+    if ACTIVATION != CHANNEL:
+        for start in range(0, members, MEMBERS):
+            at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
+            center += tl.sum(widen(tl.load(logits + at, mask=inside, other=0.0)), axis=0)
+        center = center / members
+    square = tl.zeros((GROUPS,), ACC)
+    for start in range(0, members, MEMBERS):
+        # A second walk: the difference of sums of squares would cancel.
+        at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
+        d = widen(tl.load(logits + at, mask=inside, other=0.0)) - center[None, :]
+        square += tl.sum(tl.where(inside, d * d, 0.0), axis=0)
+    if ACTIVATION == CHANNEL:
+        norm = tl.sqrt(square)
+        scale = 1.0 / tl.where(norm < CHANNEL_EPS, CHANNEL_EPS, norm)  # a NaN stays one
+    else:
+        scale = 1.0 / tl.sqrt(square / members + SPATIAL_EPS)
+    return center, scale
+
+
+@triton.jit
+def attention_gate_groups_kernel(
+    logits, trunk, out, members, inner, groups,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
+    center, scale = _standard(
+        logits, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
+    )  # fmt: skip
+    for start in range(0, members, MEMBERS):
+        at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
+        logit = widen(tl.load(logits + at, mask=inside, other=0.0))
+        t = widen(tl.load(trunk + at, mask=inside, other=0.0))
+        z = (logit - center[None, :]) * scale[None, :]
+        mask = z if ACTIVATION == CHANNEL else sigmoid(z)
+        result = (1.0 + mask) * t if RESIDUAL else mask * t
+        tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _grads(
+    grad, logits, trunk, at, inside, center, scale, ACTIVATION: tl.constexpr
+):  # fmt: skip
+    """The incoming gradient, z, M and u = d out / d z of a tile. Outside all but z and M are 0."""
+    g = widen(tl.load(grad + at, mask=inside, other=0.0))
+    logit = widen(tl.load(logits + at, mask=inside, other=0.0))
+    t = widen(tl.load(trunk + at, mask=inside, other=0.0))
+    z = (logit - center[None, :]) * scale[None, :]
+    if ACTIVATION == CHANNEL:
+        mask = z
+        u = g * t
+    else:
+        mask = sigmoid(z)
+        u = g * t * (mask * (1.0 - mask))
+    return g, z, mask, u
+
+
+@triton.jit
+def attention_gate_groups_backward_kernel(
+    grad, logits, trunk, grad_logits, grad_trunk, members, inner, groups,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if grad_trunk.dtype.element_ty == tl.float64 else tl.float32
+    center, scale = _standard(
+        logits, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
+    )  # fmt: skip
+    first = tl.zeros((GROUPS,), ACC)
+    second = tl.zeros((GROUPS,), ACC)
+    for start in range(0, members, MEMBERS):
+        at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
+        g, z, mask, u = _grads(grad, logits, trunk, at, inside, center, scale, ACTIVATION)
+        first += tl.sum(u, axis=0)
+        second += tl.sum(tl.where(inside, u * z, 0.0), axis=0)
+    # d out / d logit = scale * (u - first - z * second)
+    #   channel: first = 0,           second = sum(u z), or 0 where the norm was clamped
+    #   spatial: first = sum(u) / R,  second = sum(u z) / R
+    if ACTIVATION == CHANNEL:
+        first = tl.zeros((GROUPS,), ACC)
+        second = tl.where(scale >= 1.0 / CHANNEL_EPS, 0.0, second)
+    else:
+        first = first / members
+        second = second / members
+    for start in range(0, members, MEMBERS):
+        at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
+        g, z, mask, u = _grads(grad, logits, trunk, at, inside, center, scale, ACTIVATION)
+        to_logits = scale[None, :] * (u - first[None, :] - z * second[None, :])
+        to_trunk = g * (1.0 + mask) if RESIDUAL else g * mask
+        tl.store(grad_logits + at, to_logits.to(grad_logits.dtype.element_ty), mask=inside)
+        tl.store(grad_trunk + at, to_trunk.to(grad_trunk.dtype.element_ty), mask=inside)
+
+
+def _groups(t: Tensor, activation: int) -> tuple[int, int, int]:
+    """members, inner and the number of groups of a contiguous or channels_last tensor."""
+    n, c, h, w = t.shape
+    if activation == CHANNEL.value:
+        return (c, h * w, n * h * w) if t.is_contiguous() else (c, 1, n * h * w)
+    return (h * w, 1, n * c) if t.is_contiguous() else (h * w, c, n * c)
+
+
+def _tile_sizes(members: int, inner: int) -> dict[str, int]:
+    """A tile is wide where memory is contiguous: along the members of rows, across the columns."""
+    if inner > 1:
+        return {"MEMBERS": 32, "GROUPS": 32}
+    wide = min(1024, triton.next_power_of_2(members))
+    return {"MEMBERS": wide, "GROUPS": 1024 // wide}
+
+
+def attention_gate(logits: Tensor, trunk: Tensor, residual: bool, activation: int) -> Tensor:
     """Implements ``ran::attention_gate.triton``."""
-    out = torch.empty_like(trunk)
-    if out.numel():
-        with device_of(out):
-            attention_gate_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-                in_layout_of(logits, out),
-                in_layout_of(trunk, out),
-                out,
-                out.numel(),
-                RESIDUAL=residual,
-                BLOCK=BLOCK,
-            )
+    out = torch.empty_like(trunk if activation == MIXED.value else native(trunk))
+    if out.numel() == 0:
+        return out
+    buffers = (in_layout_of(logits, out), in_layout_of(trunk, out), out)
+    with device_of(out):
+        if activation == MIXED.value:
+            grid = (triton.cdiv(out.numel(), BLOCK),)
+            attention_gate_kernel[grid](*buffers, out.numel(), RESIDUAL=residual, BLOCK=BLOCK)
+        else:
+            _launch_groups(attention_gate_groups_kernel, buffers, residual, activation)
     return out
 
 
 def attention_gate_backward(
-    grad: Tensor, logits: Tensor, trunk: Tensor, residual: bool
+    grad: Tensor, logits: Tensor, trunk: Tensor, residual: bool, activation: int
 ) -> tuple[Tensor, Tensor]:
     """Implements ``ran::attention_gate_backward.triton``: the gradients of logits and trunk."""
-    grad_trunk = torch.empty_like(trunk)
+    grad_trunk = torch.empty_like(trunk if activation == MIXED.value else native(trunk))
     grad_logits = torch.empty_like(grad_trunk)
-    if trunk.numel():
-        with device_of(trunk):
-            attention_gate_backward_kernel[(triton.cdiv(trunk.numel(), BLOCK),)](
-                in_layout_of(grad, grad_trunk),
-                in_layout_of(logits, grad_trunk),
-                in_layout_of(trunk, grad_trunk),
-                grad_logits,
-                grad_trunk,
-                trunk.numel(),
-                RESIDUAL=residual,
-                BLOCK=BLOCK,
+    if trunk.numel() == 0:
+        return grad_logits, grad_trunk
+    inputs = (in_layout_of(t, grad_trunk) for t in (grad, logits, trunk))
+    buffers = (*inputs, grad_logits, grad_trunk)
+    with device_of(trunk):
+        if activation == MIXED.value:
+            grid = (triton.cdiv(trunk.numel(), BLOCK),)
+            attention_gate_backward_kernel[grid](
+                *buffers, trunk.numel(), RESIDUAL=residual, BLOCK=BLOCK
             )
+        else:
+            _launch_groups(attention_gate_groups_backward_kernel, buffers, residual, activation)
     return grad_logits, grad_trunk
+
+
+def _launch_groups(
+    kernel: Any, buffers: tuple[Tensor, ...], residual: bool, activation: int
+) -> None:
+    members, inner, groups = _groups(buffers[-1], activation)
+    sizes = _tile_sizes(members, inner)
+    kernel[(triton.cdiv(groups, sizes["GROUPS"]),)](
+        *buffers, members, inner, groups, RESIDUAL=residual, ACTIVATION=activation, **sizes
+    )

@@ -13,19 +13,6 @@ def device_of(t: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
 
 
-def same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether element i of both lies at one place. A stride along a size of 1 does not count."""
-    return all(
-        size == 1 or stride == other
-        for size, stride, other in zip(a.shape, a.stride(), b.stride(), strict=True)
-    )
-
-
-def in_layout_of(t: Tensor, like: Tensor) -> Tensor:
-    """`t` itself where it is laid out as `like` is, else a copy that is."""
-    return t if same_layout(t, like) else torch.empty_like(like).copy_(t)
-
-
 @triton.jit
 def widen(x):
     """The type arithmetic is done in: float64 stays, everything else becomes float32."""

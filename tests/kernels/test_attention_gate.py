@@ -193,9 +193,10 @@ def test_opcheck(place: Place, layout: str) -> None:
     grad = torch.randn_like(trunk)
     forward = getattr(torch.ops.ran.attention_gate, overload)
     leaves = (logits.requires_grad_(), trunk.requires_grad_())
-    opcheck(forward, (*leaves, True))
     backward = getattr(torch.ops.ran.attention_gate_backward, overload)
-    opcheck(backward, (grad, logits.detach(), trunk.detach(), True))
+    for activation in range(len(ACTIVATIONS)):
+        opcheck(forward, (*leaves, True, activation))
+        opcheck(backward, (grad, logits.detach(), trunk.detach(), True, activation))
 
 
 @kernels

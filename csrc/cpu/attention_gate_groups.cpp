@@ -1,0 +1,289 @@
+#include "attention_gate_groups.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "simd.h"
+
+namespace ran::cpu {
+namespace {
+
+// A strip is a few neighbouring groups (columns, inner > 1) or one group (a row, inner == 1), small
+// enough that the second and third walk over it find it in the cache.
+//
+//   columns: a vector's lanes are kLanes groups; the walk steps from member to member
+//   row:     a vector's lanes are kLanes members; sums end with one over the lanes
+constexpr int64_t kColumnVectors = 8;
+constexpr int64_t kColumns = kColumnVectors * kLanes;
+// Members summed up before they join the total: a running sum of thousands of float32 loses digits.
+constexpr int64_t kChunk = 128;
+
+template <typename V, bool kRow>
+struct Sums {
+  // One entry a vector of columns; a row uses the first.
+  V of[kRow ? 1 : kColumnVectors];
+};
+
+// Calls f(offset, count, entry) for every vector of the strip: `count` lanes from `offset` on.
+// After every kChunk members calls flush().
+template <bool kRow, typename F, typename Flush>
+RAN_INLINE void walk(const GateShape& s, int64_t width, F&& f, Flush&& flush) {
+  if constexpr (kRow) {
+    int64_t until = kChunk * kLanes;
+    for (int64_t i = 0; i < s.members; i += kLanes) {
+      f(i, s.members - i, 0);
+      if (i + kLanes >= until) {
+        flush();
+        until += kChunk * kLanes;
+      }
+    }
+  } else {
+    for (int64_t r = 0; r < s.members; ++r) {
+      for (int64_t v = 0; v * kLanes < width; ++v) {
+        f(r * s.inner + v * kLanes, width - v * kLanes, v);
+      }
+      if (r % kChunk == kChunk - 1) {
+        flush();
+      }
+    }
+  }
+  flush();
+}
+
+// For each group, the sum over its members of f(offset, count). Lanes past count do not count.
+template <bool kRow, typename V, typename F>
+RAN_INLINE Sums<V, kRow> sum_over(const GateShape& s, int64_t width, F&& f) {
+  Sums<V, kRow> total{};
+  Sums<V, kRow> chunk{};
+  const int64_t entries = kRow ? 1 : (width + kLanes - 1) / kLanes;
+  walk<kRow>(
+      s,
+      width,
+      [&](int64_t offset, int64_t count, int64_t entry) RAN_INLINE_LAMBDA {
+        const V value = f(offset, count, entry);
+        chunk.of[entry] += count >= kLanes ? value : first_lanes(value, count);
+      },
+      [&]() RAN_INLINE_LAMBDA {
+        for (int64_t e = 0; e < entries; ++e) {
+          total.of[e] += chunk.of[e];
+          chunk.of[e] = V{};
+        }
+      });
+  if constexpr (kRow) {
+    total.of[0] = splat<V>(horizontal_sum(total.of[0]));
+  }
+  return total;
+}
+
+template <typename V>
+RAN_INLINE V square_root(V v) {
+  for (int i = 0; i < kLanes; ++i) {
+    v[i] = std::sqrt(v[i]);
+  }
+  return v;
+}
+
+// z = (logit - center) * scale; see common/gate.h.
+template <typename V, bool kRow>
+struct Standard {
+  Sums<V, kRow> center;
+  Sums<V, kRow> scale;
+};
+
+template <typename T, Activation kKind, bool kRow>
+RAN_INLINE Standard<vec_t<T>, kRow> standardise(const GateShape& s, const T* logits, int64_t width) {
+  using V = vec_t<T>;
+  Standard<V, kRow> z{};
+  if constexpr (kKind == Activation::kSpatial) {
+    // Two walks: the difference of sums of squares would cancel.
+    z.center = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t) RAN_INLINE_LAMBDA {
+      return load_some(logits + at, count);
+    });
+    for (V& center : z.center.of) {
+      center /= splat<V>(s.members);
+    }
+  }
+  z.scale = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t entry) RAN_INLINE_LAMBDA {
+    const V d = load_some(logits + at, count) - z.center.of[entry];
+    return d * d;
+  });
+  for (V& scale : z.scale.of) {
+    if constexpr (kKind == Activation::kSpatial) {
+      scale = 1 / square_root(scale / splat<V>(s.members) + splat<V>(kSpatialEps));
+    } else {
+      const V norm = square_root(scale);
+      // Written so that a NaN stays one.
+      scale = 1 / (norm < splat<V>(kChannelEps) ? splat<V>(kChannelEps) : norm);
+    }
+  }
+  return z;
+}
+
+template <Activation kKind, typename V>
+RAN_INLINE V mask_of(V z) {
+  return kKind == Activation::kSpatial ? sigmoid(z) : z;
+}
+
+template <typename T, Activation kKind, bool kRow>
+RAN_SIMD void forward_strip(
+    const GateShape& s,
+    const T* logits,
+    const T* trunk,
+    T* out,
+    int64_t width,
+    accumulate_t<T> offset) {
+  using V = vec_t<T>;
+  const auto standard = standardise<T, kKind, kRow>(s, logits, width);
+  walk<kRow>(
+      s,
+      width,
+      [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+        const V z = (load_some(logits + at, count) - standard.center.of[e]) * standard.scale.of[e];
+        const V result =
+            gate(mask_of<kKind>(z), load_some(trunk + at, count), splat<V>(offset));
+        store_some(out + at, result, count);
+      },
+      []() RAN_INLINE_LAMBDA {});
+}
+
+template <typename T, Activation kKind, bool kRow>
+RAN_SIMD void backward_strip(
+    const GateShape& s,
+    const T* grad,
+    const T* logits,
+    const T* trunk,
+    T* grad_logits,
+    T* grad_trunk,
+    int64_t width,
+    accumulate_t<T> offset) {
+  using V = vec_t<T>;
+  const auto standard = standardise<T, kKind, kRow>(s, logits, width);
+  const V one = splat<V>(accumulate_t<T>(1));
+  const auto z_at = [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+    return (load_some(logits + at, count) - standard.center.of[e]) * standard.scale.of[e];
+  };
+  // u = d out / d z
+  const auto u_at = [&](int64_t at, int64_t count, V z) RAN_INLINE_LAMBDA {
+    const V g = load_some(grad + at, count);
+    const V t = load_some(trunk + at, count);
+    return kKind == Activation::kSpatial ? gate_grad_sigmoid(g, sigmoid(z), t, one) : g * t;
+  };
+  Sums<V, kRow> first{};
+  if constexpr (kKind == Activation::kSpatial) {
+    first = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+      return u_at(at, count, z_at(at, count, e));
+    });
+    for (V& f : first.of) {
+      f /= splat<V>(s.members);
+    }
+  }
+  Sums<V, kRow> second = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+    const V z = z_at(at, count, e);
+    return u_at(at, count, z) * z;
+  });
+  for (size_t e = 0; e < std::size(second.of); ++e) {
+    if constexpr (kKind == Activation::kSpatial) {
+      second.of[e] /= splat<V>(s.members);
+    } else {
+      // A clamped norm is a constant, and has no part in the gradient.
+      const V clamped = splat<V>(accumulate_t<T>(1 / kChannelEps));
+      second.of[e] = standard.scale.of[e] >= clamped ? V{} : second.of[e];
+    }
+  }
+  walk<kRow>(
+      s,
+      width,
+      [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+        const V z = z_at(at, count, e);
+        const V u = u_at(at, count, z);
+        const V scale = standard.scale.of[e];
+        const V to_logits = gate_grad_group(u, z, scale, first.of[e], second.of[e]);
+        const V g = load_some(grad + at, count);
+        store_some(grad_logits + at, to_logits, count);
+        store_some(
+            grad_trunk + at, gate_grad_trunk(g, mask_of<kKind>(z), splat<V>(offset)), count);
+      },
+      []() RAN_INLINE_LAMBDA {});
+}
+
+// Calls f(offset of the strip, groups in it) for all strips, shared out among the threads.
+template <typename F>
+void for_each_strip(const GateShape& s, F&& f) {
+  const int64_t strips = (s.inner + kColumns - 1) / kColumns;
+  const int64_t elements = s.members * std::min(s.inner, kColumns);
+  const int64_t grain = std::max<int64_t>(1, 16384 / elements);
+  torch::stable::parallel_for(0, s.outer * strips, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = i % strips * kColumns;
+      f(i / strips * s.members * s.inner + column, std::min(kColumns, s.inner - column));
+    }
+  });
+}
+
+template <Activation kActivation, bool kRowValue>
+struct Case {
+  static constexpr Activation kKind = kActivation;
+  static constexpr bool kRow = kRowValue;
+};
+
+// Calls f with the Case of this shape: the activation, and whether groups are rows.
+template <typename F>
+void specialise(const GateShape& s, F&& f) {
+  const bool row = s.inner == 1;
+  if (s.activation == Activation::kChannel) {
+    row ? f(Case<Activation::kChannel, true>{}) : f(Case<Activation::kChannel, false>{});
+  } else {
+    row ? f(Case<Activation::kSpatial, true>{}) : f(Case<Activation::kSpatial, false>{});
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void forward_groups(const GateShape& s, const T* logits, const T* trunk, T* out, bool residual) {
+  specialise(s, [&](auto c) {
+    using C = decltype(c);
+    for_each_strip(s, [&](int64_t at, int64_t width) {
+      forward_strip<T, C::kKind, C::kRow>(s, logits + at, trunk + at, out + at, width, residual);
+    });
+  });
+}
+
+template <typename T>
+void backward_groups(
+    const GateShape& s,
+    const T* grad,
+    const T* logits,
+    const T* trunk,
+    T* grad_logits,
+    T* grad_trunk,
+    bool residual) {
+  specialise(s, [&](auto c) {
+    using C = decltype(c);
+    for_each_strip(s, [&](int64_t at, int64_t width) {
+      backward_strip<T, C::kKind, C::kRow>(
+          s,
+          grad + at,
+          logits + at,
+          trunk + at,
+          grad_logits + at,
+          grad_trunk + at,
+          width,
+          residual);
+    });
+  });
+}
+
+#define RAN_INSTANTIATE(T)                                                             \
+  template void forward_groups(const GateShape&, const T*, const T*, T*, bool);        \
+  template void backward_groups(                                                       \
+      const GateShape&, const T*, const T*, const T*, T*, T*, bool);
+RAN_INSTANTIATE(double)
+RAN_INSTANTIATE(float)
+RAN_INSTANTIATE(Half)
+RAN_INSTANTIATE(BFloat16)
+#undef RAN_INSTANTIATE
+
+}  // namespace ran::cpu
