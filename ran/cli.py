@@ -1,0 +1,186 @@
+"""The command line: ``ran train``, ``ran predict``, ``ran masks``."""
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from .errors import UserError
+
+
+class _Group(TyperGroup):
+    """Prints a UserError as one line and exits with code 2, as for wrong usage."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"ran: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Residual attention networks: train, predict and see their masks.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_show_locals=False,
+)
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="Folder of a training, its model.safetensors, or a .ckpt file.")
+]
+Images = Annotated[list[Path], typer.Argument(help="Image files.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Named settings, such as digits; options override them.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Such as attention56_cifar_pool.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, or folder:PATH.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at its peak.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes every random number.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder to write; runs/MODEL-DATA if not given.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output folder of an earlier training.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, 32, bf16-mixed, 16-mixed or 64.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side in pixels of what the network sees.")
+    ] = None,
+    augmentation: Annotated[
+        str | None, typer.Option(help="auto, none, shift, shift-flip or scale-flip.")
+    ] = None,
+    warmup_epochs: Annotated[
+        float | None, typer.Option(help="In which the learning rate rises to its peak.")
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Nesterov's.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of every parameter.")] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of the target spread over all classes.")
+    ] = None,
+    model_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Such as width_multiplier=0.5; may be repeated."),
+    ] = None,
+) -> None:
+    """Train a network. Example: ran train --model attention56_cifar_pool --data digits"""
+    given = {
+        "model": model,
+        "data": data,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "output": output,
+        "overwrite": overwrite,
+        "device": device,
+        "precision": precision,
+        "image_size": image_size,
+        "augmentation": augmentation,
+        "warmup_epochs": warmup_epochs,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+    }
+    model_options = dict(_key_and_value(option) for option in model_option or [])
+
+    from .recipes import load_recipe
+
+    settings = load_recipe(recipe) if recipe else {}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    settings["model_options"] = {**settings.get("model_options", {}), **model_options}
+    for name in ("model", "data"):
+        if name not in settings:
+            raise UserError(f"{name}: expected --{name} or a recipe, got neither")
+
+    from .settings import TrainingSettings
+
+    checked = TrainingSettings(**settings)
+
+    from .training import train as run_training  # after the check: it takes seconds to load
+
+    console = Console()
+    result = run_training(checked, console)
+    table = Table("", "epoch", "test accuracy", "test loss", "train loss", title=str(result.folder))
+    for name, row in (("best", result.best), ("last", result.last)):
+        table.add_row(
+            name,
+            str(row["epoch"]),
+            f"{row['test_accuracy']:.2%}",
+            f"{row['test_loss']:.4f}",
+            f"{row['train_loss']:.4f}",
+        )
+    console.print(table)
+    seconds = result.last["seconds"]
+    console.print(
+        f"{len(result.rows)} epochs in {seconds:.0f} s. The best epoch is chosen by its accuracy "
+        "on the test images, the last is not.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    written = ", ".join(sorted(path.name for path in result.folder.iterdir()))
+    console.print(f"Written to {result.folder}: {written}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    images: Images,
+    topk: Annotated[int, typer.Option(help="Classes to print for each image.")] = 5,
+    device: Device = "auto",
+) -> None:
+    """Print the most probable classes of images. Example: ran predict runs/demo digit.png"""
+    from .prediction import predict as predict_images
+
+    table = Table("image", "class", "probability")
+    for prediction in predict_images(checkpoint, images, topk=topk, device=device):
+        for rank, (name, probability) in enumerate(prediction.classes):
+            last = rank == len(prediction.classes) - 1
+            path = str(prediction.path) if rank == 0 else ""
+            table.add_row(path, name, f"{probability:.2%}", end_section=last)
+    Console().print(table)
+
+
+@app.command()
+def masks(
+    checkpoint: Checkpoint,
+    images: Images,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New picture to write.")],
+    device: Device = "auto",
+) -> None:
+    """Draw attention masks over images. Example: ran masks runs/demo digit.png -o masks.png"""
+    from .masks import draw_masks
+
+    draw_masks(checkpoint, images, output, device=device)
+    typer.echo(f"Written: {output}")
+
+
+def _key_and_value(option: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` as a pair; VALUE is a Python literal (number, list, True) or else a string."""
+    key, equals, text = option.partition("=")
+    if not equals or not key.isidentifier() or not text:
+        raise UserError(f"model-option: expected KEY=VALUE, got {option!r}")
+    try:
+        return key, ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return key, text
+
+
+def main() -> None:
+    """The console script ``ran``."""
+    app(prog_name="ran")

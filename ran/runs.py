@@ -1,0 +1,90 @@
+"""The folder a training writes."""
+
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from .checkpoints import WEIGHTS_FILE
+from .errors import UserError
+from .files import read_json, write_json
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
+MASKS_FILE = "masks.png"
+#: Everything a training puts into its folder.
+RUN_FILES = frozenset(
+    {
+        RUN_FILE,
+        METRICS_FILE,
+        CURVES_FILE,
+        MASKS_FILE,
+        WEIGHTS_FILE,
+        "model.json",
+        "best.ckpt",
+        "last.ckpt",
+    }
+)
+
+_FORMAT, _VERSION = "ran-run", 1
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises UserError unless a training may write ``folder``. Changes nothing.
+
+    An existing one may be written only with ``overwrite``, and only if a training wrote it and
+    everything in it.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not overwrite:
+        raise UserError(f"{folder}: expected a new output folder, it exists (--overwrite replaces)")
+    try:
+        read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION)
+    except UserError:
+        raise UserError(
+            f"{folder}: expected a folder written by `ran train`, it has no valid {RUN_FILE}"
+        ) from None
+    foreign = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in RUN_FILES and ".partial-" not in entry.name
+    )
+    if foreign:
+        raise UserError(f"{folder}: expected files of `ran train` only, it holds {foreign[0]}")
+
+
+def start_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Makes ``folder`` anew, with the settings and versions in ``run.json``.
+
+    Call ``check_folder`` first: what is there is deleted.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the output folder: {error}") from None
+    write_run(folder, settings, {})
+
+
+def write_run(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:
+    """Writes ``run.json``: what was asked for, what ran it and what came of it."""
+    write_json(
+        folder / RUN_FILE,
+        {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "settings": settings,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+            },
+            "results": results,
+        },
+    )
