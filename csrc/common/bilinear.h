@@ -52,6 +52,22 @@ RAN_HOST_DEVICE Tap<A> tap_of(const Axis<A>& axis, int target) {
   return {first, first < last ? first + 1 : first, 1 - second_weight, second_weight};
 }
 
+// What a target reads, given the two source elements.
+template <typename A>
+RAN_HOST_DEVICE A blend(const Tap<A>& tap, A first, A second) {
+  return tap.first_weight * first + tap.second_weight * second;
+}
+
+// Adds a target's gradient to the sum of a source element it reads: twice where both taps are that
+// element, because adding up their weights would hide that 0 times infinity is NaN.
+template <typename A>
+RAN_HOST_DEVICE void add_target(A& sum, A grad, const Tap<A>& tap, int source) {
+  sum += (tap.first == source ? tap.first_weight : tap.second_weight) * grad;
+  if (tap.first == tap.second) {
+    sum += tap.second_weight * grad;
+  }
+}
+
 // The first target whose tap.first reaches `source`: taps never go back as targets go on, so the
 // targets that read source element s are those from reaching(s - 1) up to reaching(s + 1).
 template <typename A>
