@@ -7,7 +7,7 @@ Every operator is differentiable and has three implementations: the compiled ext
 
 from .attention_gate import attention_gate, attention_mask
 from .backends import BackendError, backend, can_run
-from .reference import upsample, upsample_add
+from .upsample import upsample, upsample_add
 
 __all__ = [
     "BackendError",

@@ -37,6 +37,17 @@ def require_shape(name: str, value: Tensor, expected: tuple[int, ...], why: str)
         )
 
 
+def require_size(name: str, value: object) -> tuple[int, int]:
+    """`value` as (height, width). Raises TypeError unless it is a pair of integers, ValueError
+    unless both are positive."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(n, (int, torch.SymInt)) for n in pair):
+        raise TypeError(f"{name}: expected a pair of integers (height, width), got {value!r}")
+    if pair[0] < 1 or pair[1] < 1:
+        raise ValueError(f"{name}: expected a height and width of at least 1, got {pair}")
+    return pair
+
+
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:

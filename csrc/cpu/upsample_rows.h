@@ -1,0 +1,137 @@
+// The vector loops of upsample. They are inlined into kernels that choose the instruction set.
+#pragma once
+
+#include "upsample_taps.h"
+
+namespace ran::cpu {
+
+// to[j] = sum over k of weights[k] * rows[k][j], plus before[j] where `before` is given. `before` may
+// be the same memory as `to`.
+template <int K, typename From, typename Before, typename To>
+RAN_INLINE void combine_fixed(
+    const From* const* rows,
+    const accumulate_t<From>* weights,
+    const Before* before,
+    To* to,
+    int64_t length) {
+  using V = vec_t<From>;
+  if (length < kLanes) {
+    V sum{};
+    for (int k = 0; k < K; ++k) {
+      sum += weights[k] * load_partial(rows[k], length);
+    }
+    store_partial(to, before ? sum + load_partial(before, length) : sum, length);
+    return;
+  }
+  const auto at = [&](int64_t j) __attribute__((always_inline)) {
+    V sum{};
+    for (int k = 0; k < K; ++k) {
+      sum += weights[k] * load(rows[k] + j);
+    }
+    return before ? sum + load(before + j) : sum;
+  };
+  // The last vector overlaps the one before it, so it is computed while `before` is untouched.
+  const V last = at(length - kLanes);
+  for (int64_t j = 0; j + kLanes <= length; j += kLanes) {
+    store(to + j, at(j));
+  }
+  store(to + length - kLanes, last);
+}
+
+// The most rows that are combined in one pass. Twofold enlargement makes lists of up to 6.
+constexpr int kMaxRows = 6;
+
+// The same for any count of rows, in ascending order. `scratch` has room for a row and may be `to`.
+template <typename From, typename To>
+RAN_INLINE void combine(
+    const From* const* rows,
+    const accumulate_t<From>* weights,
+    int64_t count,
+    accumulate_t<From>* scratch,
+    To* to,
+    int64_t length) {
+  const accumulate_t<From>* before = nullptr;
+  for (; count > kMaxRows; count -= kMaxRows, rows += kMaxRows, weights += kMaxRows) {
+    combine_fixed<kMaxRows>(rows, weights, before, scratch, length);
+    before = scratch;
+  }
+  switch (count) {
+    case 0:
+      return combine_fixed<0>(rows, weights, before, to, length);
+    case 1:
+      return combine_fixed<1>(rows, weights, before, to, length);
+    case 2:
+      return combine_fixed<2>(rows, weights, before, to, length);
+    case 3:
+      return combine_fixed<3>(rows, weights, before, to, length);
+    case 4:
+      return combine_fixed<4>(rows, weights, before, to, length);
+    case 5:
+      return combine_fixed<5>(rows, weights, before, to, length);
+    default:
+      return combine_fixed<kMaxRows>(rows, weights, before, to, length);
+  }
+}
+
+// A whole row from one element type to another.
+template <typename From, typename To>
+RAN_INLINE void convert(const From* from, To* to, int64_t length) {
+  const accumulate_t<From> one = 1;
+  combine_fixed<1, From, From>(&from, &one, nullptr, to, length);
+}
+
+// ---- along the width, in contiguous images ---------------------------------------------------
+
+// Writes kLanes elements a step: `to` has room for the last one's.
+template <typename T>
+RAN_INLINE void stretch_by_shuffles(
+    const T* row, const std::vector<StretchStep>& steps, float* to) {
+  for (const StretchStep& step : steps) {
+    const VecF source = load(row + step.base);
+    const VecF first = __builtin_shuffle(source, bits<VecI>(step.first));
+    const VecF second = __builtin_shuffle(source, bits<VecI>(step.second));
+    store(to, first * bits<VecF>(step.first_weight) + second * bits<VecF>(step.second_weight));
+    to += kLanes;
+  }
+}
+
+template <typename A>
+RAN_INLINE void stretch_by_element(const A* row, const std::vector<Tap<A>>& taps, A* to) {
+  for (const Tap<A>& tap : taps) {
+    *to++ = row[tap.first] * tap.first_weight + row[tap.second] * tap.second_weight;
+  }
+}
+
+template <typename T>
+RAN_INLINE void gather_by_shuffles(
+    const float* row, const GatherSteps& gather, T* to, int64_t length) {
+  const GatherStep* step = gather.steps.data();
+  for (int64_t s = 0; s < length; s += kLanes) {
+    VecF sum{};
+    for (int64_t k = 0; k < gather.depth; ++k, ++step) {
+      const VecF near = load(row + step->base);
+      const VecF far = load(row + step->base + kLanes);
+      const VecF picked = __builtin_shuffle(near, far, bits<VecI>(step->target));
+      // A lane whose list is over adds 0 * 0, and not 0 times an infinity that is not its own.
+      sum += bits<VecF>(bits<VecI>(picked) & bits<VecI>(step->present)) * bits<VecF>(step->weight);
+    }
+    if (length < kLanes) {
+      store_partial(to, sum, length);
+    } else {
+      store(to + std::min(s, length - kLanes), sum);
+    }
+  }
+}
+
+template <typename A>
+RAN_INLINE void gather_by_element(const A* row, const TapsBySource<A>& taps, A* to) {
+  for (size_t s = 0; s + 1 < taps.start.size(); ++s) {
+    A sum = 0;
+    for (int64_t i = taps.start[s]; i < taps.start[s + 1]; ++i) {
+      sum += row[taps.entries[i].target] * taps.entries[i].weight;
+    }
+    to[s] = sum;
+  }
+}
+
+}  // namespace ran::cpu

@@ -1,0 +1,23 @@
+"""The two layouts that operators on images have kernels for, and how a tensor gets into one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def memory_format_of(t: Tensor) -> torch.memory_format:
+    """channels_last where a position's channels lie side by side in memory, contiguous otherwise.
+
+    The rule for results, whatever the strides of the operand that they follow: csrc/common/layout.h
+    has it in C++.
+    """
+    channels_last = t.stride(1) == 1 and t.stride(3) != 1
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def empty_image(size: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised (N, C, H, W) in the layout that results take from `like`."""
+    return torch.empty(
+        size, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like)
+    )

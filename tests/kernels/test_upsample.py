@@ -1,0 +1,379 @@
+"""upsample and upsample_add on every backend against plain PyTorch."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.library import opcheck
+
+import ran_kernels
+from ran_kernels import reference
+from ran_kernels.layouts import memory_format_of
+
+from .harness import (
+    DTYPES,
+    LAYOUTS,
+    Place,
+    check_against_reference,
+    everywhere,
+    kernels,
+    outputs_and_grads,
+)
+
+# (h, w) -> (H, W): twofold, odd and non-square, both ways at once, to and from 1×1, the same size,
+# sizes on either side of the CPU's vectors, and ratios that do not fit their shuffles.
+RATIOS = [
+    (7, 7, 14, 14),
+    (3, 5, 7, 4),
+    (1, 1, 3, 5),
+    (4, 6, 1, 1),
+    (2, 3, 2, 3),
+    (9, 10, 4, 21),
+    (1, 8, 6, 40),
+    (15, 3, 7, 31),
+]
+SMALL = (2, 3, 5, 4), (2, 3, 9, 7)
+ALIGN = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "edges"])
+
+
+def inputs(
+    of_x: tuple[int, ...] = SMALL[0],
+    of_skip: tuple[int, ...] = SMALL[1],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(sum(of_x))
+    x, skip = (torch.randn(shape, generator=generator) for shape in (of_x, of_skip))
+    return x.to(dtype).to(device), skip.to(dtype).to(device)
+
+
+def to_size_of(skip: Tensor, module: Any = ran_kernels) -> Callable[..., Tensor]:
+    """upsample to the size of `skip`, as a function of x."""
+    return functools.partial(module.upsample, size=tuple(skip.shape[2:]))
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("ratio", RATIOS, ids=str)
+@ALIGN
+def test_exactness(
+    place: Place, ratio: tuple[int, int, int, int], dtype: torch.dtype, align_corners: bool
+) -> None:
+    # Each dtype meets each layout in one of the two cases; the test below crosses all of them.
+    contiguous = (DTYPES.index(dtype) % 2 == 0) == align_corners
+    layout, channels = ("contiguous", 3) if contiguous else ("channels_last", 17)
+    pair = inputs((2, channels, *ratio[:2]), (2, channels, *ratio[2:]), dtype, place.device)
+    x, skip = (LAYOUTS[layout](t) for t in pair)
+    check_against_reference(
+        place,
+        ran_kernels.upsample_add,
+        reference.upsample_add,
+        (x, skip),
+        align_corners=align_corners,
+    )
+
+
+@kernels
+@pytest.mark.parametrize("ratio", RATIOS[1:3], ids=str)
+@ALIGN
+def test_exactness_without_the_addition(
+    place: Place, ratio: tuple[int, int, int, int], align_corners: bool
+) -> None:
+    for dtype, layout in zip(DTYPES, ("contiguous", "channels_last") * 2, strict=True):
+        x, skip = inputs((2, 9, *ratio[:2]), (2, 9, *ratio[2:]), dtype, place.device)
+        check_against_reference(
+            place,
+            to_size_of(skip),
+            to_size_of(skip, reference),
+            (LAYOUTS[layout](x),),
+            align_corners=align_corners,
+        )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 3),
+    channels=st.integers(1, 20),
+    size=st.tuples(*[st.integers(1, 40)] * 4),
+    layouts=st.tuples(*[st.sampled_from(sorted(LAYOUTS))] * 2),
+    dtype=st.sampled_from(DTYPES),
+    align_corners=st.booleans(),
+)
+def test_any_shape_layout_and_dtype_on_the_cpu(
+    n: int,
+    channels: int,
+    size: tuple[int, int, int, int],
+    layouts: tuple[str, str],
+    dtype: torch.dtype,
+    align_corners: bool,
+) -> None:
+    x, skip = inputs((n, channels, *size[:2]), (n, channels, *size[2:]), dtype)
+    check_against_reference(
+        Place("native", "cpu"),
+        ran_kernels.upsample_add,
+        reference.upsample_add,
+        (LAYOUTS[layouts[0]](x), LAYOUTS[layouts[1]](skip)),
+        align_corners=align_corners,
+    )
+
+
+@kernels
+@pytest.mark.parametrize("of_x", LAYOUTS)
+@pytest.mark.parametrize("of_skip", LAYOUTS)
+def test_layouts(place: Place, of_x: str, of_skip: str) -> None:
+    x, skip = inputs(device=place.device)
+    want, want_grads = outputs_and_grads(reference.upsample_add, (x, skip))
+    x, skip = LAYOUTS[of_x](x), LAYOUTS[of_skip](skip)
+    (out,), grads = place.run(outputs_and_grads, ran_kernels.upsample_add, (x, skip))
+    torch.testing.assert_close(out, want[0])
+    torch.testing.assert_close(grads, want_grads)
+    assert out.is_contiguous(memory_format=memory_format_of(skip))
+    alone = place.run(to_size_of(skip), x)
+    torch.testing.assert_close(alone, want[0] - skip)
+    assert alone.is_contiguous(memory_format=memory_format_of(x))
+
+
+def test_layouts_follow_the_channels() -> None:
+    for name, layout in LAYOUTS.items():
+        expected = "channels_last" if name == "channels_last" else "contiguous_format"
+        assert memory_format_of(layout(inputs()[1])) == getattr(torch, expected)
+    wide = LAYOUTS["channels_last"](torch.zeros(2, 8, 3, 3))
+    assert memory_format_of(wide[:, :4]) == torch.channels_last
+    assert memory_format_of(torch.zeros(2, 1, 3, 3).expand(2, 4, 3, 3)) == torch.contiguous_format
+
+
+@everywhere
+@ALIGN
+def test_gradcheck(place: Place, align_corners: bool) -> None:
+    x, skip = (
+        t.requires_grad_() for t in inputs((1, 2, 2, 3), (1, 2, 4, 2), torch.float64, place.device)
+    )
+
+    def add(x: Tensor, skip: Tensor) -> Tensor:
+        return ran_kernels.upsample_add(x, skip, align_corners=align_corners)
+
+    assert place.run(torch.autograd.gradcheck, add, (x, skip), fast_mode=True)
+    alone = functools.partial(to_size_of(skip), align_corners=align_corners)
+    assert place.run(torch.autograd.gradcheck, alone, (x,), fast_mode=True)
+
+
+def spikes(height: int, width: int) -> Tensor:
+    """Images of 1 but for one position, which is NaN or infinite: every position in turn."""
+    eye = torch.eye(height * width).reshape(-1, 1, height, width)
+    values = [torch.where(eye == 1, value, 1.0) for value in (torch.nan, torch.inf)]
+    return torch.cat(values).repeat(1, 2, 1, 1)
+
+
+@kernels
+@pytest.mark.filterwarnings("ignore:invalid value")  # Triton's interpreter is numpy, and says so
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@ALIGN
+def test_special_values_propagate(place: Place, layout: str, align_corners: bool) -> None:
+    # At every position in turn, so also where a tap has weight 0.
+    for h, w, *size in ((3, 3, 5, 5), (4, 3, 2, 2), (3, 2, 3, 2)):
+        x, grad = (LAYOUTS[layout](spikes(*at)).to(place.device) for at in ((h, w), size))
+        leaf = torch.zeros((len(grad), 2, h, w), device=place.device, requires_grad=True)
+        results = []
+        for module in (ran_kernels, reference):
+            run = functools.partial(module.upsample, size=tuple(size), align_corners=align_corners)
+            out = place.run(run, x)
+            results += [(out, *torch.autograd.grad(place.run(run, leaf), leaf, grad))]
+        torch.testing.assert_close(*results, equal_nan=True)
+
+
+@kernels
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=str)
+def test_empty(place: Place, shape: tuple[int, int]) -> None:
+    x, skip = inputs((*shape, 2, 3), (*shape, 4, 5), device=place.device)
+    x.requires_grad_()
+    out = place.run(ran_kernels.upsample_add, x, skip)
+    assert out.shape == skip.shape
+    assert torch.autograd.grad(out.sum(), x)[0].shape == x.shape
+
+
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_same_bits_every_run_and_inputs_untouched(place: Place, layout: str) -> None:
+    # Enough rows for several threads, and a number of them that 2, 3 and 5 do not divide.
+    shapes = ((3, 67, 23, 19), (3, 67, 46, 38)) if place.backend == "native" else SMALL
+    x, skip = (LAYOUTS[layout](t) for t in inputs(*shapes, device=place.device))
+    before = x.clone(), skip.clone()
+    first = place.run(outputs_and_grads, ran_kernels.upsample_add, (x, skip))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            again = place.run(outputs_and_grads, ran_kernels.upsample_add, (x, skip))
+            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(x, before[0])
+    assert torch.equal(skip, before[1])
+
+
+@kernels
+def test_nothing_is_saved_and_skips_gradient_is_not_copied(place: Place) -> None:
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    x, skip = (t.requires_grad_() for t in inputs(device=place.device))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = place.run(ran_kernels.upsample_add, x, skip)
+    assert saved == []
+    grad = torch.randn_like(out)
+    _, of_skip = torch.autograd.grad(out, (x, skip), grad)
+    assert of_skip.data_ptr() == grad.data_ptr()
+
+
+@kernels
+def test_promotion_is_pytorchs(place: Place) -> None:
+    for a, b in itertools.product(DTYPES, DTYPES):
+        x, skip = inputs(device=place.device)
+        out = place.run(ran_kernels.upsample_add, x.to(a), skip.to(b))
+        assert out.dtype == torch.promote_types(a, b)
+
+
+@kernels
+def test_autocast_as_the_plain_expression(place: Place) -> None:
+    x, skip = inputs(device=place.device)
+    conv = torch.nn.Conv2d(3, 3, 1).to(place.device)
+    with torch.autocast(place.device, torch.bfloat16):
+        low = conv(x)
+        for args in ((low, skip), (low, conv(skip)), (x, skip)):
+            got = place.run(ran_kernels.upsample_add, *args)
+            want = reference.upsample_add(*args)
+            assert got.dtype == want.dtype
+            torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+def test_opcheck(place: Place, layout: str) -> None:
+    overload = "triton" if place.backend == "triton" else "default"
+    x, skip = (LAYOUTS[layout](t) for t in inputs((2, 3, 2, 3), (2, 3, 4, 5), device=place.device))
+    grad = LAYOUTS[layout](torch.randn_like(skip))
+    ops = torch.ops.ran
+    opcheck(getattr(ops.upsample_backward, overload), (grad, 2, 3, True))
+    leaves = (x.requires_grad_(), skip.requires_grad_())
+    opcheck(getattr(ops.upsample_add, overload), (*leaves, True))
+    opcheck(getattr(ops.upsample, overload), (leaves[0], 4, 5, False))
+
+
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_fullgraph(place: Place, layout: str, dynamic: bool) -> None:
+    torch._dynamo.reset()
+
+    def both(module: Any, x: Tensor, skip: Tensor) -> Tensor:
+        joined = module.upsample_add(x, skip)
+        return module.upsample(joined.relu(), (skip.shape[2] - 1, skip.shape[3] + 2))
+
+    compiled = torch.compile(
+        functools.partial(both, ran_kernels),
+        fullgraph=True,
+        dynamic=dynamic,
+        backend="inductor" if place.backend == "native" else "aot_eager",
+    )
+    shapes = [SMALL, ((3, 5, 4, 6), (3, 5, 7, 8))] if dynamic else [SMALL]
+    for pair in shapes:
+        args = tuple(LAYOUTS[layout](t) for t in inputs(*pair, device=place.device))
+        want = outputs_and_grads(functools.partial(both, reference), args)
+        got = place.run(outputs_and_grads, compiled, args)
+        torch.testing.assert_close(got, want)
+
+
+@kernels
+def test_export(place: Place) -> None:
+    class Add(torch.nn.Module):
+        def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+            return ran_kernels.upsample_add(x, skip)
+
+    batch, height = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height"))
+    args = inputs((3, 4, 5, 6), (3, 4, 9, 11), device=place.device)
+    shapes = ({0: batch}, {0: batch, 2: height})
+    program = place.run(torch.export.export, Add(), args, dynamic_shapes=shapes)
+    other = inputs((5, 4, 5, 6), (5, 4, 12, 11), device=place.device)
+    torch.testing.assert_close(program.module()(*other), reference.upsample_add(*other))
+
+
+@kernels
+def test_second_derivative_is_refused_with_the_way_out(place: Place) -> None:
+    x, skip = (t.requires_grad_() for t in inputs(device=place.device))
+    out = place.run(ran_kernels.upsample_add, x, skip)
+    incoming = torch.ones_like(out, requires_grad=True)
+    (grad,) = torch.autograd.grad(out, x, incoming, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"upsample.*backend\('reference'\)"):
+        grad.sum().backward()
+
+
+IMAGE = torch.zeros(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ran_kernels.upsample_add(torch.zeros(2, 5, 2, 2), IMAGE), ValueError,
+         r"x: expected shape \(2, 3, 2, 2\) with the batch and channels of skip, got \(2, 5, 2, 2"),
+        (lambda: ran_kernels.upsample_add(torch.zeros(2, 3, 4), IMAGE), ValueError,
+         r"x: expected \(N, C, H, W\), got shape \(2, 3, 4\)"),
+        (lambda: ran_kernels.upsample_add(IMAGE.int(), IMAGE), TypeError,
+         r"x: expected float64, float32, float16 or bfloat16, got int32"),
+        (lambda: ran_kernels.upsample_add(IMAGE, [1.0]), TypeError,
+         r"skip: expected a tensor, got list"),
+        (lambda: ran_kernels.upsample_add(IMAGE.to("meta"), IMAGE), ValueError,
+         r"x: expected device cpu as skip, got meta"),
+        (lambda: ran_kernels.upsample_add(torch.zeros(2, 3, 0, 4), IMAGE), ValueError,
+         r"x: expected a height and width of at least 1, got shape \(2, 3, 0, 4\)"),
+        (lambda: ran_kernels.upsample(IMAGE, 8), TypeError,  # type: ignore[arg-type]
+         r"size: expected a pair of integers \(height, width\), got 8"),
+        (lambda: ran_kernels.upsample(IMAGE, (8, 2.5)), TypeError,  # type: ignore[arg-type]
+         r"size: expected a pair of integers \(height, width\), got \(8, 2.5\)"),
+        (lambda: ran_kernels.upsample(IMAGE, (8, 0)), ValueError,
+         r"size: expected a height and width of at least 1, got \(8, 0\)"),
+    ],
+    ids=["batch", "dimensions", "integers", "no-tensor", "device", "empty", "int", "float", "zero"],
+)  # fmt: skip
+def test_bad_arguments_are_named(
+    call: Callable[[], Tensor], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["native", "triton"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_graph_capture(name: str, layout: str) -> None:
+    x, skip = inputs((4, 64, 14, 14), (4, 64, 28, 28), device="cuda")
+    x, skip = LAYOUTS[layout](x), LAYOUTS[layout](skip)
+    with ran_kernels.backend(name):
+        ran_kernels.upsample_add(x, skip)  # Triton compiles before the capture
+        graph = torch.cuda.CUDAGraph()
+        static = x.clone()
+        with torch.cuda.graph(graph):
+            out = ran_kernels.upsample_add(static, skip)
+        static.copy_(x.flip(0))
+        graph.replay()
+        torch.testing.assert_close(out, reference.upsample_add(x.flip(0), skip))
+
+
+@pytest.mark.large
+def test_more_than_two_to_the_31_elements() -> None:
+    torch.use_deterministic_algorithms(False)  # no time for poisoning 4 GiB
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.ones((1, 1, 2**15, 2**15 + 8), dtype=torch.bfloat16, device=device)
+    x[..., -1] = 3
+    with ran_kernels.backend("native"):
+        out = ran_kernels.upsample(x, (2**16, 2**15 + 8))
+    assert (out[..., :-1] == 1).all()
+    assert (out[..., -1] == 3).all()
