@@ -37,10 +37,11 @@ RAN_SIMD void maps_pass(
     fill_incoming(tile, a.incoming, shape, sample, p, n);
     for (int64_t c = begin; c < end; ++c) {
       const int64_t start = c * hw + p;
+      const VecI channel = splat<VecI>(static_cast<int32_t>(c));
       V parts[2] = {};
       const auto add = [&](int64_t i, int part, auto lanes) RAN_INLINE_LAMBDA {
         const V g = load_grad<kGrad>(grad, start + i, lanes);
-        const VecI here = load_index(tile.channel + i, lanes) == static_cast<int32_t>(c);
+        const VecI here = load_index(tile.channel + i, lanes) == channel;
         const V arriving = incoming(
             g,
             load(tile.gate + i, lanes),
@@ -82,7 +83,6 @@ RAN_SIMD void rows_pass(
   using V = vec_t<T>;
   const int64_t c = shape.c;
   const int64_t channels = end - begin;
-  const int64_t at_once = rows_at_once(c, 2 * sizeof(T));
   IncomingTile<T> tile;
   for (int64_t p = 0; p < shape.hw; p += kIncomingTile) {
     const int64_t n = std::min(kIncomingTile, shape.hw - p);
@@ -90,23 +90,29 @@ RAN_SIMD void rows_pass(
     const T* grad = kGrad ? static_cast<const T*>(a.incoming.grad) + start : nullptr;
     const T* x = static_cast<const T*>(a.x) + start;
     fill_incoming(tile, a.incoming, shape, sample, p, n);
-    for (int64_t row = 0; row < n; row += at_once) {
-      const int64_t last = std::min(n, row + at_once);
+    const auto add = [&](int64_t row, auto count) RAN_INLINE_LAMBDA {
       for_vectors(channels, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
         V sum{};
-        for (int64_t r = row; r < last; ++r) {
+        for (int64_t r = row; r < row + count.value; ++r) {
           const V g = load_grad<kGrad>(grad, r * c + i, lanes);
           sum += (g * tile.gate[r] + tile.mean[r]) * load(x + r * c + i, lanes);
         }
         sum = fresh(sum, V{}, lanes);
         store(sums + i, load(sums + i, lanes) + sum, lanes);
       });
-      for (int64_t r = row; r < last; ++r) {
+      for (int64_t r = row; r < row + count.value; ++r) {
         const int64_t channel = tile.channel[r] - begin;
         if (channel >= 0 && channel < channels) {
           sums[channel] += tile.maximum[r] * scalar(x + r * c + channel);
         }
       }
+    };
+    int64_t row = 0;
+    for (; row + 4 <= n; row += 4) {
+      add(row, std::integral_constant<int, 4>{});
+    }
+    for (; row < n; ++row) {
+      add(row, std::integral_constant<int, 1>{});
     }
   }
   const int64_t first = sample * c + begin;

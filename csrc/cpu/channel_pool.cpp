@@ -3,6 +3,7 @@
 
 #include "../cbam.h"
 #include "lanes.h"
+#include "pool_columns.h"
 #include "share.h"
 
 namespace ran::cpu {
@@ -23,18 +24,6 @@ RAN_INLINE int32_t find(const T* x, int64_t n, accumulate_t<T> value) {
     first = here < first ? here : first;
   });
   return min_lanes(first);
-}
-
-// The first NaN among n values `stride` apart, or -1.
-template <typename T>
-RAN_INLINE int64_t find_nan(const T* x, int64_t n, int64_t stride) {
-  for (int64_t i = 0; i < n; ++i) {
-    const auto value = scalar(x + i * stride);
-    if (value != value) {
-      return i;
-    }
-  }
-  return -1;
 }
 
 // (N, C, HW): every map is one run of memory.
@@ -78,66 +67,25 @@ RAN_SIMD void pool_maps(
     }
     const A total = sum_lanes(sum);
     store_scalar(mean + map, total / static_cast<A>(hw));
-    // Where there is a NaN, the sum is one. (It may also be infinity minus infinity.)
-    const int64_t nan = total != total ? find_nan(x, hw, 1) : -1;
-    if (nan >= 0) {
-      store_scalar(maximum + map, scalar(x + nan));
-      index[map] = static_cast<int32_t>(nan);
-    } else {
-      store_scalar(maximum + map, best);
-      const int64_t n = std::min(kBlock, hw - best_block);
-      index[map] = static_cast<int32_t>(best_block) + find(x + best_block, n, best);
-    }
+    store_scalar(maximum + map, best);
+    const int64_t n = std::min(kBlock, hw - best_block);
+    index[map] = static_cast<int32_t>(best_block) + find(x + best_block, n, best);
+    let_nan_win<T>(total, x, hw, 1, nullptr, maximum + map, index + map);
   }
 }
 
-// (HW, C) of one sample, `channels` of its c: rows are added up, a few at a time.
+// (HW, C) of one sample: `channels` of its c.
 template <typename T>
 RAN_SIMD void pool_rows(
     const T* x,
     T* mean,
     T* maximum,
     int32_t* index,
-    int64_t channels,
-    int64_t c,
     int64_t hw,
-    int64_t at_once,
-    accumulate_t<T>* sums,
-    accumulate_t<T>* tops,
-    int32_t* places) {
-  using A = accumulate_t<T>;
-  using V = vec_t<T>;
-  for (int64_t row = 0; row < hw; row += at_once) {
-    const int64_t end = std::min(hw, row + at_once);
-    for_vectors(channels, [&](int64_t i, int64_t slot, auto lanes) RAN_INLINE_LAMBDA {
-      V sum{};
-      V top = row ? load(tops + slot) : splat<V>(kLowest<V>);
-      VecI place = row ? load_index(places + slot) : VecI{};
-      for (int64_t r = row; r < end; ++r) {
-        const V v = load(x + r * c + i, lanes);
-        const auto higher = v > top;
-        sum += v;
-        top = higher ? v : top;
-        place = narrow_mask(higher) ? splat<VecI>(static_cast<int32_t>(r)) : place;
-      }
-      store(sums + slot, row ? load(sums + slot) + sum : sum);
-      store(tops + slot, top);
-      store_index(places + slot, place);
-    });
-  }
-  for_vectors(channels, [&](int64_t i, int64_t slot, auto lanes) RAN_INLINE_LAMBDA {
-    const V sum = load(sums + slot);
-    store(mean + i, sum / static_cast<A>(hw), lanes);
-    store(maximum + i, load(tops + slot), lanes);
-    store_index(index + i, load_index(places + slot), lanes);
-    for (int lane = 0; lane < std::min<int64_t>(kLanes, channels); ++lane) {
-      const int64_t nan = sum[lane] != sum[lane] ? find_nan(x + i + lane, hw, c) : -1;
-      if (nan >= 0) {
-        store_scalar(maximum + i + lane, scalar(x + i + lane + nan * c));
-        index[i + lane] = static_cast<int32_t>(nan);
-      }
-    }
-  });
+    int64_t c,
+    int64_t channels,
+    const Columns<T>& kept) {
+  pool_columns<false, T>(x, nullptr, mean, maximum, index, hw, c, channels, kept);
 }
 
 }  // namespace
@@ -161,18 +109,10 @@ void channel_pool(DType dtype, const FeatureShape& shape, const ChannelPool& a) 
       const int64_t first = sample * c + begin;
       std::vector<accumulate_t<T>> scratch(2 * padded(channels));
       std::vector<int32_t> places(padded(channels));
+      const Columns<T> kept{scratch.data(), scratch.data() + padded(channels), places.data()};
+      const T* from = x + sample * hw * c + begin;
       pool_rows(
-          x + sample * hw * c + begin,
-          mean + first,
-          maximum + first,
-          a.index + first,
-          channels,
-          c,
-          hw,
-          rows_at_once(c, sizeof(T)),
-          scratch.data(),
-          scratch.data() + padded(channels),
-          places.data());
+          from, mean + first, maximum + first, a.index + first, hw, c, channels, kept);
     });
   });
 }

@@ -40,9 +40,4 @@ void share_channels(const FeatureShape& shape, F&& f) {
   });
 }
 
-// Rows of c elements that a sum over rows keeps in the first-level cache at a time.
-inline int64_t rows_at_once(int64_t c, int64_t element_size) {
-  return std::clamp<int64_t>(16384 / (c * element_size), 4, 16);
-}
-
 }  // namespace ran::cpu

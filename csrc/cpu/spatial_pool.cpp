@@ -2,6 +2,7 @@
 
 #include "../cbam.h"
 #include "lanes.h"
+#include "pool_columns.h"
 #include "share.h"
 
 namespace ran::cpu {
@@ -10,38 +11,7 @@ namespace {
 // Positions of a tile of maps: runs of memory long enough for the prefetcher, sums in the cache.
 constexpr int64_t kTile = 512;
 
-// The first channel whose value x * gate is NaN, or -1.
-template <typename T>
-RAN_INLINE int64_t find_nan(
-    const T* x, const accumulate_t<T>* gate, int64_t channels, int64_t stride) {
-  for (int64_t c = 0; c < channels; ++c) {
-    const auto value = scalar(x + c * stride) * gate[c];
-    if (value != value) {
-      return c;
-    }
-  }
-  return -1;
-}
-
-// Where a NaN takes part, the sum is one. (It may also be infinity minus infinity.)
-template <typename T>
-RAN_INLINE void let_nan_win(
-    accumulate_t<T> sum,
-    const T* x,
-    const accumulate_t<T>* gate,
-    int64_t channels,
-    int64_t stride,
-    T* maximum,
-    int32_t* index) {
-  const int64_t nan = sum != sum ? find_nan(x, gate, channels, stride) : -1;
-  if (nan >= 0) {
-    store_scalar(maximum, sum);
-    *index = static_cast<int32_t>(nan);
-  }
-}
-
-// (C, HW) of one sample: `n` positions of all channels, of which several are taken at a time,
-// because sums and maxima travel through the cache.
+// (C, HW) of one sample: n positions of all channels.
 template <typename T>
 RAN_SIMD void pool_tile(
     const T* x,
@@ -51,46 +21,12 @@ RAN_SIMD void pool_tile(
     int32_t* index,
     int64_t n,
     int64_t channels,
-    int64_t hw,
-    accumulate_t<T>* sums,
-    accumulate_t<T>* tops) {
-  using A = accumulate_t<T>;
-  using V = vec_t<T>;
+    int64_t hw) {
+  accumulate_t<T> sums[kTile];
+  accumulate_t<T> tops[kTile];
   int32_t places[kTile];
-  const auto add = [&](int64_t c, auto count) RAN_INLINE_LAMBDA {
-    for_vectors(n, [&](int64_t i, int64_t slot, auto lanes) RAN_INLINE_LAMBDA {
-      V top = c ? load(tops + slot) : splat<V>(kLowest<V>);
-      VecI place = c ? load_index(places + slot) : VecI{};
-      V sum{};
-      for (int k = 0; k < count.value; ++k) {
-        const V v = load(x + (c + k) * hw + i, lanes) * gate[c + k];
-        const auto higher = v > top;
-        sum += v;
-        top = higher ? v : top;
-        place = narrow_mask(higher) ? splat<VecI>(static_cast<int32_t>(c + k)) : place;
-      }
-      store(sums + slot, c ? load(sums + slot) + sum : sum);
-      store(tops + slot, top);
-      store_index(places + slot, place);
-    });
-  };
-  int64_t c = 0;
-  for (; c + 4 <= channels; c += 4) {
-    add(c, std::integral_constant<int, 4>{});
-  }
-  for (; c < channels; ++c) {
-    add(c, std::integral_constant<int, 1>{});
-  }
-  for_vectors(n, [&](int64_t i, int64_t slot, auto lanes) RAN_INLINE_LAMBDA {
-    const V sum = load(sums + slot);
-    store(maximum + i, load(tops + slot), lanes);
-    store(mean + i, sum / static_cast<A>(channels), lanes);
-    store_index(index + i, load_index(places + slot), lanes);
-    for (int lane = 0; lane < std::min<int64_t>(kLanes, n); ++lane) {
-      const int64_t p = i + lane;
-      let_nan_win(sum[lane], x + p, gate, channels, hw, maximum + p, index + p);
-    }
-  });
+  const Columns<T> kept{sums, tops, places};
+  pool_columns<true, T>(x, gate, mean, maximum, index, channels, hw, n, kept);
 }
 
 // (HW, C) of one sample: kRows positions at a time, which share the loads of the gate.
@@ -131,7 +67,7 @@ RAN_INLINE void pool_some_rows(
     store_scalar(maximum + r, top);
     store_scalar(mean + r, sum / static_cast<A>(channels));
     index[r] = min_lanes(candidates);
-    let_nan_win(sum, x + r * channels, gate, channels, 1, maximum + r, index + r);
+    let_nan_win(sum, x + r * channels, channels, 1, gate, maximum + r, index + r);
   }
 }
 
@@ -174,19 +110,17 @@ void spatial_pool(DType dtype, const FeatureShape& shape, const SpatialPool& a) 
       T* maximum = static_cast<T*>(a.maps) + sample * 2 * hw;
       T* mean = maximum + hw;
       int32_t* index = a.index + sample * hw;
-      std::vector<accumulate_t<T>> scratch(c + 2 * kTile);
-      accumulate_t<T>* gate = scratch.data();
-      make_gate(logits ? logits + sample * c : nullptr, gate, c);
+      std::vector<accumulate_t<T>> gate(c);
+      make_gate(logits ? logits + sample * c : nullptr, gate.data(), c);
       if (shape.channels_last) {
         const int64_t p = begin * unit;
         const int64_t rows = std::min(end * unit, hw) - p;
-        pool_rows(x + p * c, gate, maximum + p, mean + p, index + p, rows, c);
+        pool_rows(x + p * c, gate.data(), maximum + p, mean + p, index + p, rows, c);
         return;
       }
       for (int64_t p = begin * unit; p < std::min(end * unit, hw); p += unit) {
         const int64_t n = std::min(unit, hw - p);
-        pool_tile(
-            x + p, gate, maximum + p, mean + p, index + p, n, c, hw, gate + c, gate + c + kTile);
+        pool_tile(x + p, gate.data(), maximum + p, mean + p, index + p, n, c, hw);
       }
     });
   });
