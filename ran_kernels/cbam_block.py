@@ -96,12 +96,10 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, maximum, channel_index, channel, maps, spatial_index, map_logits = (
-            ctx.saved_tensors[:8]
-        )
-        perceptron, conv = Perceptron(*ctx.saved_tensors[8:12]), ctx.saved_tensors[12]
-        norm = Norm(*ctx.saved_tensors[13:17])
-        batch_mean, batch_scale, out = ctx.saved_tensors[17:]
+        saved = ctx.saved_tensors  # once: checkpointing recomputes at the first access
+        x, mean, maximum, channel_index, channel, maps, spatial_index, map_logits = saved[:8]
+        perceptron, conv, norm = Perceptron(*saved[8:12]), saved[12], Norm(*saved[13:17])
+        batch_mean, batch_scale, out = saved[17:]
         options: Options = ctx.options
         backend = options.backend
         needed = ctx.needs_input_grad
