@@ -6,7 +6,7 @@
 
 #include <tuple>
 
-#include "common/tensor.h"
+#include "common/layout.h"
 
 namespace ran {
 namespace {
@@ -20,16 +20,16 @@ GateShape gate_shape(const Tensor& t, int64_t activation) {
   const int64_t c = t.size(1);
   const int64_t hw = t.size(2) * t.size(3);
   if (kind == Activation::kChannel) {
-    return t.is_contiguous() ? GateShape{kind, n, c, hw} : GateShape{kind, n * hw, c, 1};
+    return is_channels_last(t) ? GateShape{kind, n * hw, c, 1} : GateShape{kind, n, c, hw};
   }
   STD_TORCH_CHECK(kind == Activation::kSpatial, "activation: expected 0, 1 or 2");
-  return t.is_contiguous() ? GateShape{kind, n * c, hw, 1} : GateShape{kind, n, hw, c};
+  return is_channels_last(t) ? GateShape{kind, n, hw, c} : GateShape{kind, n * c, hw, 1};
 }
 
 // What the results are laid out as: any dense layout will do where elements do not depend on each
 // other; groups are reduced in the two layouts there are kernels for.
 Tensor result_like(const Tensor& trunk, int64_t activation) {
-  return dense_like(activation == static_cast<int64_t>(Activation::kMixed) ? trunk : native(trunk));
+  return dense_like(activation == static_cast<int64_t>(Activation::kMixed) ? trunk : dense_layout(trunk));
 }
 
 Tensor attention_gate(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import backends, reference
 from .checks import promote, require_choice, require_device, require_shape, require_tensor
-from .layout import native
+from .layouts import dense_layout
 from .library import define
 
 ACTIVATIONS = ("mixed", "channel", "spatial")
@@ -76,7 +76,7 @@ def attention_mask(logits: Tensor, activation: str = "mixed") -> Tensor:
 
 def _result_like(trunk: Tensor, activation: int) -> Tensor:
     """What the kernels lay their results out as: see csrc/attention_gate.cpp."""
-    return torch.empty_like(trunk if ACTIVATIONS[activation] == "mixed" else native(trunk))
+    return torch.empty_like(trunk if ACTIVATIONS[activation] == "mixed" else dense_layout(trunk))
 
 
 def _fake(logits: Tensor, trunk: Tensor, residual: bool, activation: int) -> Tensor:

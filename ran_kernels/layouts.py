@@ -21,3 +21,19 @@ def empty_image(size: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(
         size, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like)
     )
+
+
+def dense_layout(x: Tensor) -> Tensor:
+    """`x` itself where it is dense in the layout that results take from it, else a copy that is."""
+    return x.contiguous(memory_format=memory_format_of(x))
+
+
+def in_layout_of(t: Tensor, like: Tensor) -> Tensor:
+    """`t` itself where it is laid out as `like` is, else a copy that is.
+
+    A dimension of size 1 is never stepped along, so its stride does not count.
+    """
+    steps = zip(t.shape, t.stride(), like.stride(), strict=True)
+    if all(size == 1 or stride == other for size, stride, other in steps):
+        return t
+    return torch.empty_like(like).copy_(t)

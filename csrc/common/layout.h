@@ -5,10 +5,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <initializer_list>
+#include <optional>
 
 #include "tensor.h"
 
 namespace ran {
+
+using OptionalTensor = std::optional<Tensor>;
 
 // The rule of the house, the same in ran_kernels/layouts.py: channels_last where a position's channels
 // lie side by side, contiguous otherwise.
@@ -49,6 +53,49 @@ inline Tensor in_layout(const Tensor& t, bool channels_last) {
   Tensor copy = empty_image({t.size(0), t.size(1), t.size(2), t.size(3)}, channels_last, t);
   torch::stable::copy_(copy, t);
   return copy;
+}
+
+// x itself where it is dense in the layout that results take from it, else a copy that is.
+inline Tensor dense_layout(const Tensor& x) {
+  return in_layout(x, is_channels_last(x));
+}
+
+// t checked to be like x and in x's layout, or nothing.
+inline OptionalTensor features_like(const OptionalTensor& t, const char* name, const Tensor& x) {
+  if (!t) {
+    return std::nullopt;
+  }
+  check_same(*t, name, x, "x");
+  return in_layout_of(*t, x);
+}
+
+// t checked to have this dtype and shape on x's device, and contiguous, or nothing.
+inline OptionalTensor small_operand(
+    const OptionalTensor& t,
+    const char* name,
+    torch::headeronly::ScalarType dtype,
+    const Tensor& x,
+    std::initializer_list<int64_t> shape) {
+  if (!t) {
+    return std::nullopt;
+  }
+  STD_TORCH_CHECK(t->scalar_type() == dtype, name, ": expected another dtype");
+  STD_TORCH_CHECK(t->device() == x.device(), name, ": expected to be on the device of x");
+  bool fits = t->dim() == static_cast<int64_t>(shape.size());
+  for (int64_t d = 0; fits && d < t->dim(); ++d) {
+    fits = t->size(d) == shape.begin()[d];
+  }
+  STD_TORCH_CHECK(fits, name, ": expected another shape");
+  return torch::stable::contiguous(*t);
+}
+
+inline const void* pointer(const OptionalTensor& t) {
+  return t ? t->const_data_ptr() : nullptr;
+}
+
+// Uninitialised memory of x's device for a kernel's partial results.
+inline Tensor workspace_like(const Tensor& x, int64_t bytes) {
+  return torch::stable::new_empty(x, {bytes}, torch::headeronly::ScalarType::Byte);
 }
 
 }  // namespace ran

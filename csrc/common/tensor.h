@@ -49,21 +49,6 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-inline bool is_channels_last(const Tensor& t) {
-  const int64_t want[] = {t.size(1) * t.size(2) * t.size(3), 1, t.size(3) * t.size(1), t.size(1)};
-  for (int64_t d = 0; d < 4; ++d) {
-    if (t.size(d) != 1 && t.stride(d) != want[d]) {
-      return false;
-    }
-  }
-  return true;
-}
-
-// t itself where it is contiguous or channels_last, else a contiguous copy.
-inline Tensor native(const Tensor& t) {
-  return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
-}
-
 // A tensor like t with t's strides where t is dense, and the nearest dense ones where it is not.
 inline Tensor dense_like(const Tensor& t) {
   return torch::stable::empty_like(t);

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import in_layout_of, native
+from ..layouts import dense_layout, in_layout_of, memory_format_of
 from .common import device_of, sigmoid, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
@@ -162,9 +162,10 @@ def attention_gate_groups_backward_kernel(
 def _groups(t: Tensor, activation: int) -> tuple[int, int, int]:
     """members, inner and the number of groups of a contiguous or channels_last tensor."""
     n, c, h, w = t.shape
+    channels_last = memory_format_of(t) == torch.channels_last
     if activation == CHANNEL.value:
-        return (c, h * w, n * h * w) if t.is_contiguous() else (c, 1, n * h * w)
-    return (h * w, 1, n * c) if t.is_contiguous() else (h * w, c, n * c)
+        return (c, 1, n * h * w) if channels_last else (c, h * w, n * h * w)
+    return (h * w, c, n * c) if channels_last else (h * w, 1, n * c)
 
 
 def _tile_sizes(members: int, inner: int) -> dict[str, int]:
@@ -177,7 +178,7 @@ def _tile_sizes(members: int, inner: int) -> dict[str, int]:
 
 def attention_gate(logits: Tensor, trunk: Tensor, residual: bool, activation: int) -> Tensor:
     """Implements ``ran::attention_gate.triton``."""
-    out = torch.empty_like(trunk if activation == MIXED.value else native(trunk))
+    out = torch.empty_like(trunk if activation == MIXED.value else dense_layout(trunk))
     if out.numel() == 0:
         return out
     buffers = (in_layout_of(logits, out), in_layout_of(trunk, out), out)
@@ -194,7 +195,7 @@ def attention_gate_backward(
     grad: Tensor, logits: Tensor, trunk: Tensor, residual: bool, activation: int
 ) -> tuple[Tensor, Tensor]:
     """Implements ``ran::attention_gate_backward.triton``: the gradients of logits and trunk."""
-    grad_trunk = torch.empty_like(trunk if activation == MIXED.value else native(trunk))
+    grad_trunk = torch.empty_like(trunk if activation == MIXED.value else dense_layout(trunk))
     grad_logits = torch.empty_like(grad_trunk)
     if trunk.numel() == 0:
         return grad_logits, grad_trunk

@@ -13,6 +13,17 @@ def device_of(t: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
 
 
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """`t` or a contiguous copy of it; None, an absent argument, stays None."""
+    return None if t is None else t.contiguous()
+
+
+def accumulator(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised tensor for partial sums, in the type that `widen` gives `like`'s values."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return like.new_empty(shape, dtype=dtype)
+
+
 @triton.jit
 def widen(x):
     """The type arithmetic is done in: float64 stays, everything else becomes float32."""
@@ -23,3 +34,9 @@ def widen(x):
 def sigmoid(x):
     """1 / (1 + exp(-x)), in float32 or float64 (tl.sigmoid has no float64)."""
     return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def gate(logits, index, count):
+    """sigmoid of logits[index], for index below count."""
+    return sigmoid(widen(tl.load(logits + index, mask=index < count, other=0.0)))

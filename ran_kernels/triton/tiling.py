@@ -1,0 +1,146 @@
+"""How CBAM's kernels share a tensor out: layouts, tiles and splits, decided in this one place.
+
+Each sample is taken as a matrix. Its rows are what a kernel keeps and its columns what it sums
+over: channels × positions for channel_pool, positions × channels for spatial_pool. The layout
+decides which of the two are neighbours in memory. A program holds a tile of BLOCK_ROWS ×
+BLOCK_COLUMNS and walks it along `chunk` columns; where too few programs would run for a big GPU,
+several share the columns of a row and a second kernel puts their results together.
+
+The walk is a `while`: the interpreter of Triton 3.6 takes none of its own integers as bounds of a
+`range`. Compiled, it is the same code.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Neighbours in memory that a tile takes of each line: 256 bytes in 16 bits, whole cache lines,
+# and few lanes idle on maps of 56, 28, 14 and 7 squared.
+INNER = 128
+# Of each big tensor in a tile. 4 warps of 32 threads, each with 2 loads of 16 bytes in flight where
+# running sums, maxima and their indices need registers beside them, and 4 loads where nothing does.
+REDUCTION_BYTES = 4096
+POINTWISE_BYTES = 8192
+# Programs that keep a GPU of about 140 multiprocessors busy. It is no property of the GPU at hand:
+# the sums, and so their last bits, are the same on all.
+ENOUGH_PROGRAMS = 1024
+# Tiles a program walks at least before its row is shared: fewer take less than a second launch.
+LEAST_TILES = 8
+MOST_SPLITS = 32
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The work of one launch. Nothing in it depends on values or on the device."""
+
+    samples: int
+    rows: int
+    columns: int
+    columns_inside: bool  # whether the columns of a row are neighbours in memory
+    block_rows: int
+    block_columns: int
+    chunk: int  # columns a program walks, a multiple of block_columns
+    splits: int  # programs that share a row
+
+    @property
+    def row_blocks(self) -> int:
+        return triton.cdiv(self.rows, self.block_rows)
+
+    @property
+    def grid(self) -> tuple[int]:
+        """Along the first axis alone, the only one with room for more than 65535."""
+        return (self.samples * self.row_blocks * self.splits,)
+
+    def arguments(self) -> dict[str, int | bool]:
+        """What every kernel here ends its arguments with."""
+        inner = self.columns if self.columns_inside else self.rows
+        return {
+            "rows": self.rows,
+            "columns": self.columns,
+            "row_blocks": self.row_blocks,
+            "splits": self.splits,
+            "chunk": self.chunk,
+            "UNIT": min(inner & -inner, 16),
+            "COLUMNS_INSIDE": self.columns_inside,
+            "BLOCK_ROWS": self.block_rows,
+            "BLOCK_COLUMNS": self.block_columns,
+        }
+
+
+def pointwise(x: Tensor) -> Tiling:
+    """Channels × positions of x, a program for each tile."""
+    n, c, height, width = x.shape
+    inside = x.is_contiguous()
+    blocks = _blocks(c, height * width, inside, POINTWISE_BYTES // x.element_size())
+    splits = triton.cdiv(height * width, blocks[1])
+    return Tiling(n, c, height * width, inside, *blocks, chunk=blocks[1], splits=splits)
+
+
+def over_positions(x: Tensor, *, merge: bool = False) -> Tiling:
+    """Sums over H×W for every channel. With `merge` the batch is one sample where it can be."""
+    n, c, height, width = x.shape
+    inside = x.is_contiguous()
+    if merge and inside:
+        n, c = 1, n * c
+    return _reduction(x, n, c, height * width, inside)
+
+
+def over_channels(x: Tensor) -> Tiling:
+    """Sums over the channels for every position."""
+    n, c, height, width = x.shape
+    return _reduction(x, n, height * width, c, not x.is_contiguous())
+
+
+def _reduction(x: Tensor, samples: int, rows: int, columns: int, inside: bool) -> Tiling:
+    block_rows, block_columns = _blocks(rows, columns, inside, REDUCTION_BYTES // x.element_size())
+    programs = samples * triton.cdiv(rows, block_rows)
+    tiles = triton.cdiv(columns, block_columns)
+    splits = min(triton.cdiv(ENOUGH_PROGRAMS, programs), tiles // LEAST_TILES, MOST_SPLITS)
+    chunk = triton.cdiv(tiles, max(splits, 1)) * block_columns
+    return Tiling(
+        samples,
+        rows,
+        columns,
+        inside,
+        block_rows,
+        block_columns,
+        chunk,
+        splits=triton.cdiv(columns, chunk),
+    )
+
+
+def _blocks(rows: int, columns: int, columns_inside: bool, elements: int) -> tuple[int, int]:
+    """Rows and columns of a tile of at most so many elements, all powers of two."""
+    outer, inner = (rows, columns) if columns_inside else (columns, rows)
+    outer, inner = triton.next_power_of_2(outer), triton.next_power_of_2(inner)
+    block_outer = min(outer, elements // min(inner, INNER))
+    block_inner = min(
+        inner, elements // block_outer
+    )  # more than INNER where the outer side is short
+    return (block_outer, block_inner) if columns_inside else (block_inner, block_outer)
+
+
+@triton.jit
+def locate(row_blocks, splits, BLOCK_ROWS: tl.constexpr):
+    """This program's sample, rows and share of the columns, in 64 bits: they will be multiplied."""
+    program = tl.program_id(0)
+    block = program // splits
+    row = (block % row_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    return (block // row_blocks).to(tl.int64), row, (program % splits).to(tl.int64)
+
+
+@triton.jit
+def tile(sample, row, column, rows, columns, UNIT: tl.constexpr, COLUMNS_INSIDE: tl.constexpr):
+    """Where row × column of a sample lies in memory, and which of it exists."""
+    # The inner size is a multiple of UNIT. Said like this, the compiler knows it and reads that
+    # many elements at once; of a plain argument it learns about multiples of 16 only (not 14×14).
+    if COLUMNS_INSIDE:
+        columns = columns // UNIT * UNIT
+        offset = row[:, None] * columns + column[None, :]
+    else:
+        rows = rows // UNIT * UNIT
+        offset = column[None, :] * rows + row[:, None]
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    return sample * rows * columns + offset, inside

@@ -1,0 +1,200 @@
+"""Compiles every Triton kernel for several GPUs, without one: ``python -m`` this module.
+
+It must run in a process without TRITON_INTERPRET, which makes kernels that cannot be compiled.
+Prints a JSON object: "kernels", those found in ran_kernels.triton, and "builds", one for each
+kernel, way it is launched, GPU and data type, with what was built.
+
+A kernel is a function under triton.jit whose name ends with ``_kernel``, and has an entry in
+`launches`, under "file.function": the arguments of one or more of its launches.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ARCHITECTURES = (80, 90, 100)
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+#: Pointers to the data type at hand, to the type it is computed in, and to indices.
+DATA, SUM, INDEX = "*data", "*fp32", "*i32"
+
+
+def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
+    """Arguments by name: a pointer above, a size as an int, what is constexpr as its value."""
+    from ran_kernels.triton import attention_gate, cbam_backward, pooling, tiling
+
+    def data(*names: str) -> dict[str, Any]:
+        return dict.fromkeys(names, DATA)
+
+    # Rows whose length is no multiple of 16, one program each; channels_last, rows in shares.
+    large = torch.empty((1024, 1024, 14, 14), dtype=dtype, device="meta")
+    few = torch.empty((1, 2048, 56, 56), dtype=dtype, device="meta")
+    few = few.contiguous(memory_format=torch.channels_last)
+
+    def walks(tiled: Any, final: dict[str, Any], shared: dict[str, Any]) -> list[dict[str, Any]]:
+        one, many = tiled(large), tiled(few)
+        assert one.splits == 1 < many.splits
+        return [
+            {**final, "FINAL": True, **one.arguments()},
+            {**shared, "FINAL": False, **many.arguments()},
+        ]
+
+    both = [tiling.pointwise(x).arguments() for x in (large, few)]
+    gates = data("channel_logits", "spatial_logits")
+    maps = {"grad_maps": DATA, "spatial_index": INDEX}
+    pooled = {**data("grad_mean", "grad_max"), "channel_index": INDEX}
+    plain = dict.fromkeys(gates | maps | pooled)
+    stride = {"split_stride": 256 * 196}
+    pool = {"x": DATA, "index": INDEX, "sample_stride": 2 * 196, **stride}
+    grad_spatial = {**data("grad", "x", "masked"), **gates, **stride}
+    grad_channel = {**data("grad", "x"), **gates, **maps, **stride}
+    finish = {"count": 8 * 196, "splits": 32, "BLOCK_SPLITS": 32}
+    gate = {"n": 2**20, "RESIDUAL": True, "BLOCK": attention_gate.BLOCK}
+    return {
+        "attention_gate.attention_gate_kernel": [{**data("logits", "trunk", "out"), **gate}],
+        "attention_gate.attention_gate_backward_kernel": [
+            {**data("grad", "logits", "trunk", "grad_logits", "grad_trunk"), **gate}
+        ],
+        "pooling.pool_kernel": walks(
+            tiling.over_channels,
+            pool | data("mean", "maximum", "column_logits"),
+            pool | {"mean": SUM, "maximum": SUM, "column_logits": None},
+        ),
+        "pooling.pool_finish_kernel": [
+            {
+                "totals": SUM,
+                "maxima": SUM,
+                "indices": INDEX,
+                "index": INDEX,
+                **data("mean", "maximum"),
+                **finish,
+                "sample_stride": 2 * 196,
+                "rows": 196,
+                "columns": 1024,
+                "BLOCK": pooling.FINISH_ROWS,
+            }
+        ],
+        "cbam_gate.cbam_gate_kernel": [
+            {**data("x", "out", "shortcut"), **gates, "RELU": True, **tiled} for tiled in both
+        ],
+        "cbam_backward.cbam_grad_spatial_kernel": walks(
+            tiling.over_channels,
+            grad_spatial | data("out", "grad_spatial"),
+            grad_spatial | {"out": None, "grad_spatial": SUM},
+        ),
+        "cbam_backward.cbam_grad_channel_kernel": walks(
+            tiling.over_positions,
+            grad_channel | {"grad_channel": DATA},
+            grad_channel | {"grad": None, "grad_channel": SUM},
+        ),
+        "cbam_backward.cbam_grad_finish_kernel": [
+            {
+                "totals": SUM,
+                **data("logits", "grad_logits"),
+                **finish,
+                "BLOCK": cbam_backward.FINISH_ROWS,
+            }
+        ],
+        "cbam_backward.cbam_grad_x_kernel": [
+            {**data("grad", "grad_x"), **gates, **maps, **pooled, **both[0]},
+            {**data("grad", "grad_x"), **gates, **maps, **pooled, **both[1]},
+            {**plain, **data("grad", "grad_x"), **both[0]},
+        ],
+    }
+
+
+def found() -> list[str]:
+    """All kernels of ran_kernels.triton, as "file.function"."""
+    import triton
+
+    import ran_kernels.triton
+
+    names = []
+    for module in pkgutil.iter_modules(ran_kernels.triton.__path__):
+        members = vars(importlib.import_module(f"ran_kernels.triton.{module.name}"))
+        for name, member in members.items():
+            kernel = isinstance(member, triton.JITFunction) and name.endswith("_kernel")
+            if kernel and member.fn.__module__.endswith(f".{module.name}"):
+                names.append(f"{module.name}.{name}")
+    return names
+
+
+def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dict[str, Any]:
+    """Compiles launch number `launch` of the kernel, and says what came of it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    arguments = launches(getattr(torch, dtype))[name][launch]
+    file, function = name.split(".")
+    kernel = getattr(importlib.import_module(f"ran_kernels.triton.{file}"), function)
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if isinstance(value, str):
+            signature[parameter.name] = value.replace("data", DTYPES[dtype])
+            divisible = True  # as PyTorch allocates
+        elif parameter.is_constexpr or value is None or value == 1:
+            # Triton makes a None and a 1 constants by itself, whatever the parameter is.
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+            divisible = False
+        else:
+            signature[parameter.name] = "i32" if value < 2**31 else "i64"
+            divisible = value % 16 == 0
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    built = triton.compile(
+        ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", architecture, 32),
+    )
+    return {
+        "kernel": name,
+        "build": f"launch {launch}, sm_{architecture}, {dtype}",
+        "ptx": f".target sm_{architecture}" in built.asm["ptx"],
+        "cubin": len(built.asm["cubin"]),
+        **_resources(built.asm["cubin"]),
+    }
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and local memory a thread. Spilled registers are on the stack."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    fields = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
+    return {name: int(fields[name]) for name in ("REG", "STACK", "LOCAL")}
+
+
+def main() -> None:
+    kernels = found()
+    jobs = [
+        (name, launch, architecture, dtype)
+        for dtype in DTYPES
+        for name, ways in launches(getattr(torch, dtype)).items()
+        for launch in range(len(ways))
+        for architecture in ARCHITECTURES
+        if name in kernels
+    ]
+    workers = min(8, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        builds = list(pool.map(compile_kernel, *zip(*jobs, strict=True)))
+    json.dump({"kernels": kernels, "builds": builds}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""channel_pool on every backend against plain PyTorch."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+import ran_kernels
+from ran_kernels import reference
+
+from .cbam_cases import NATIVE_LAYOUTS, SHAPES, features, fits
+from .harness import (
+    DTYPES,
+    LAYOUTS,
+    Place,
+    check_against_reference,
+    everywhere,
+    kernels,
+    outputs_and_grads,
+)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_exactness(place: Place, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
+    if fits(place, shape):
+        x = features(shape, dtype, place.device, layout)
+        check_against_reference(place, ran_kernels.channel_pool, reference.channel_pool, (x,))
+
+
+@kernels
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(place: Place, layout: str) -> None:
+    x = features((2, 3, 5, 7), device=place.device)
+    want, want_grads = outputs_and_grads(reference.channel_pool, (x,))
+    x = LAYOUTS[layout](x)
+    got, grads = place.run(outputs_and_grads, ran_kernels.channel_pool, (x,))
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(grads, want_grads)
+    assert all(t.is_contiguous() for t in got)
+
+
+@everywhere
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_gradcheck(place: Place, layout: str) -> None:
+    x = features((2, 3, 2, 3), torch.float64, place.device, layout).requires_grad_()
+    assert place.run(torch.autograd.gradcheck, ran_kernels.channel_pool, (x,), fast_mode=False)
+
+
+@everywhere
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_a_tie_goes_to_the_first_position(place: Place, layout: str) -> None:
+    for values in (torch.zeros(2, 9, 4, 5), torch.tensor([1.0, 3.0] * 180).reshape(2, 9, 4, 5)):
+        x = LAYOUTS[layout](values.to(place.device)).requires_grad_()
+        maximum = place.run(ran_kernels.channel_pool, x)[1]
+        (grad,) = torch.autograd.grad(maximum.sum(), x)
+        first = values.flatten(2).max(dim=2).indices.to(place.device)
+        assert torch.equal(grad.flatten(2).argmax(2), first)
+        assert (grad.flatten(2).count_nonzero(2) == 1).all()
+
+
+@everywhere
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_nan_wins_and_infinities_propagate(place: Place, layout: str) -> None:
+    x = features((1, 16, 6, 7))
+    nan, inf = float("nan"), float("inf")
+    for channel, values in enumerate(
+        [(nan, inf), (inf, nan), (inf, -inf), (-inf, nan), (nan, nan), (inf, inf), (-inf, -inf)]
+    ):
+        x[0, channel, 2, 3], x[0, channel, 4, 1] = values
+    x[0, 7] = -inf
+    x[0, 8] = nan
+    x = LAYOUTS[layout](x.to(place.device))
+    want, want_grads = outputs_and_grads(reference.channel_pool, (x,))
+    got, grads = place.run(outputs_and_grads, ran_kernels.channel_pool, (x,))
+    torch.testing.assert_close(got, want, equal_nan=True)
+    torch.testing.assert_close(grads, want_grads, equal_nan=True)
+
+
+@kernels
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)], ids=str)
+def test_empty(place: Place, shape: tuple[int, ...]) -> None:
+    x = features(shape, device=place.device)
+    got, grads = place.run(outputs_and_grads, ran_kernels.channel_pool, (x,))
+    assert [t.shape for t in got] == [shape[:2]] * 2
+    assert grads[0].shape == shape
+
+
+@kernels
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_same_bits_every_run(place: Place, layout: str) -> None:
+    shape = (2, 70, 56, 56) if fits(place, (2, 70, 56, 56)) else (2, 3, 5, 7)
+    x = features(shape, device=place.device, layout=layout)
+    before = x.clone()
+    first = place.run(outputs_and_grads, ran_kernels.channel_pool, (x,))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            again = place.run(outputs_and_grads, ran_kernels.channel_pool, (x,))
+            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(x, before)
+
+
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+def test_opcheck(place: Place, layout: str) -> None:
+    overload = "triton" if place.backend == "triton" else "default"
+    x = features((2, 3, 5, 7), device=place.device, layout=layout).requires_grad_()
+    opcheck(getattr(torch.ops.ran.channel_pool, overload), (x,))
+
+
+@kernels
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_compile_fullgraph(place: Place, layout: str) -> None:
+    torch._dynamo.reset()
+    backend = "inductor" if place.backend == "native" else "aot_eager"
+
+    def sum_of(pool: Any) -> Any:
+        return lambda x: torch.add(*pool(x.tanh()))
+
+    x = features((2, 3, 5, 7), device=place.device, layout=layout)
+    compiled = torch.compile(sum_of(ran_kernels.channel_pool), fullgraph=True, backend=backend)
+    want = outputs_and_grads(sum_of(reference.channel_pool), (x,))
+    torch.testing.assert_close(place.run(outputs_and_grads, compiled, (x,)), want)
+
+
+def test_more_positions_than_one_block_of_the_cpu_kernel() -> None:
+    for layout, height in itertools.product(NATIVE_LAYOUTS, (1, 16, 17, 40)):
+        x = features((1, 2, height, 16), layout=layout)
+        x[0, 0, -1, -1] = x[0, 1, height // 2, 0] = 9
+        with ran_kernels.backend("native"):
+            mean, maximum, index = torch.ops.ran.channel_pool(x)
+        flat = x.flatten(2)
+        assert torch.equal(maximum, flat.max(2).values)
+        assert torch.equal(index, flat.max(2).indices.int())
+        torch.testing.assert_close(mean, flat.mean(2))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ([1.0], TypeError, r"x: expected a tensor, got list"),
+        (torch.zeros(2, 3, 4), ValueError, r"x: expected \(N, C, H, W\), got shape \(2, 3, 4\)"),
+        (torch.zeros(2, 3, 0, 4), ValueError, r"x: expected at least one position, got shape"),
+    ],
+    ids=["no-tensor", "dimensions", "no-position"],
+)
+def test_bad_arguments_are_named(x: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ran_kernels.channel_pool(x)
+
+
+@kernels
+def test_second_derivative_is_refused_with_the_way_out(place: Place) -> None:
+    x: Tensor = features((2, 3, 4, 4), device=place.device).requires_grad_()
+    mean, _ = place.run(ran_kernels.channel_pool, x)
+    (grad,) = torch.autograd.grad(mean.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"backend\('reference'\)"):
+        grad.sum().backward()

@@ -1,0 +1,51 @@
+"""Every Triton kernel compiles for every GPU generation it is meant for, on any machine."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .compile_triton import ARCHITECTURES, DTYPES, launches
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `compile_triton` prints, compiled anew."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment.pop("TRITON_INTERPRET", None)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_triton"],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_every_kernel_is_compiled_and_no_other_is_listed(compiled: dict[str, Any]) -> None:
+    assert set(compiled["kernels"]) == set(launches(torch.float32))
+    ways = sum(map(len, launches(torch.float32).values()))
+    assert len(compiled["builds"]) == ways * len(ARCHITECTURES) * len(DTYPES)
+
+
+def test_every_build_has_its_code(compiled: dict[str, Any]) -> None:
+    for build in compiled["builds"]:
+        assert build["ptx"], build
+        assert build["cubin"] > 0, build
+
+
+def test_no_build_spills(compiled: dict[str, Any]) -> None:
+    spilling = [build for build in compiled["builds"] if build["STACK"] or build["LOCAL"]]
+    assert spilling == []
