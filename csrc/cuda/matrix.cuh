@@ -1,0 +1,138 @@
+// How CBAM's kernels see a feature map, and how they cut it into blocks.
+//
+// In memory a sample is a matrix: C rows of HW columns, or HW rows of C columns with channels_last.
+// A kernel that keeps to a column (one position, one channel) walks down the rows and holds what
+// belongs to its columns in registers; the threads beside it read the same row, side by side.
+//
+// Rows whose length is no multiple of a 16-byte pack (49 or 196 positions in bfloat16) start
+// unaligned, but every `fold` of them together are a multiple again. Such a band of rows takes the
+// place of a row: it is `width` packs long, pack j holds the same columns in every band, and at
+// most two rows meet in it.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+
+#include "../cbam.h"
+#include "kernel.cuh"
+
+namespace ran::cuda {
+
+struct Matrix {
+  int64_t n;
+  int rows;
+  int cols;
+};
+
+// Positions and channels fit 32 bits, since the indices of the maxima do, with room for one step of
+// a block above them; their products do not.
+inline Matrix matrix_of(const FeatureShape& s) {
+  const int c = static_cast<int>(s.c);
+  const int hw = static_cast<int>(s.hw);
+  return s.channels_last ? Matrix{s.n, hw, c} : Matrix{s.n, c, hw};
+}
+
+// Rows that start 16 bytes aligned only together, with packs of V elements.
+inline int fold_of(const Matrix& m, int V) {
+  return V / std::gcd(V, m.cols);
+}
+
+// Whether the matrix is whole packs of V, with at most two rows in one.
+inline bool packs_in_bands(const Matrix& m, int V) {
+  const int fold = fold_of(m, V);
+  return fold == 1 || (m.rows % fold == 0 && m.cols >= V);
+}
+
+// The launches do not ask the device how large it is: results depend on the shape alone. These
+// numbers suit chips of 100 to 150 multiprocessors.
+constexpr int64_t kBusyBlocks = 528;
+constexpr int64_t kBusyThreads = 65536;
+constexpr int64_t kMaxGridY = 65535;
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// The largest power of two that is at most x and at most a warp, as its logarithm.
+inline int log_lanes_for(int64_t x) {
+  int log = 0;
+  while (log < 5 && (int64_t{2} << log) <= x) {
+    ++log;
+  }
+  return log;
+}
+
+// A block is tx packs across and ty bands down, and walks down the bands of its chunk. blockIdx.x
+// counts tiles of tx packs and chunks of bands, blockIdx.y the samples.
+struct Columns {
+  int fold;
+  int bands;
+  int width;
+  int tx;
+  int ty;
+  int tiles;
+  int chunk;  // bands a block walks
+  int chunks;
+
+  dim3 grid(int64_t n) const {
+    return dim3(
+        static_cast<unsigned>(int64_t{tiles} * chunks),
+        static_cast<unsigned>(std::min(n, kMaxGridY)));
+  }
+};
+
+// `whole` keeps a band within one block where it fits. A walk takes `least` to `most` steps, over
+// no more than `rows` rows where a single step allows it.
+inline Columns columns_of(
+    const Matrix& m, int V, bool whole, int64_t least, int64_t most, int64_t rows) {
+  Columns g{};
+  g.fold = fold_of(m, V);
+  g.bands = m.rows / g.fold;
+  g.width = static_cast<int>(int64_t{m.cols} * g.fold / V);
+  const int across = whole && g.fold > 1 && g.width <= kThreads ? kThreads : 64;
+  g.tiles = static_cast<int>(ceil_div(g.width, across));
+  g.tx = static_cast<int>(ceil_div(g.width, g.tiles));
+  g.ty = std::min(kThreads / g.tx, g.bands);
+
+  const int64_t steps = ceil_div(g.bands, g.ty);
+  most = std::max<int64_t>(1, std::min(most, rows / (g.ty * g.fold)));
+  int64_t chunks = ceil_div(steps, most);
+  if (m.n * g.tiles * chunks < kBusyBlocks / 2) {
+    chunks = kBusyBlocks / (m.n * g.tiles);
+  }
+  chunks = std::max<int64_t>(1, std::min(chunks, steps / least));
+  g.chunk = static_cast<int>(ceil_div(steps, chunks) * g.ty);
+  g.chunks = static_cast<int>(ceil_div(g.bands, g.chunk));
+  return g;
+}
+
+// Where the elements of a thread's pack lie: the first `turn` are in row `row` of the band, the
+// others in the row below.
+template <int V, bool kBands>
+struct Place {
+  int col;  // of the first element
+  int row;
+  int turn;
+  int cols;
+
+  __device__ __forceinline__ Place(int pack, int cols) : cols(cols) {
+    if constexpr (kBands) {
+      const int64_t slot = static_cast<int64_t>(pack) * V;
+      row = static_cast<int>(slot / cols);
+      col = static_cast<int>(slot - static_cast<int64_t>(row) * cols);
+      turn = cols - col;
+    } else {
+      row = 0;
+      col = pack * V;
+      turn = V;
+    }
+  }
+  __device__ __forceinline__ bool below(int i) const {
+    return kBands && i >= turn;
+  }
+  __device__ __forceinline__ int col_of(int i) const {
+    return below(i) ? i - turn : col + i;
+  }
+};
+
+}  // namespace ran::cuda
