@@ -1,9 +1,36 @@
 """Fixtures of the kernel tests."""
 
+import os
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpreter_rounds_as_gpus_do() -> Iterator[None]:
+    """Triton's interpreter cuts float32 off to bfloat16; GPUs, and PyTorch, round to nearest."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or not find_spec("triton"):
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def rounding_cast(builder: Any, source: Any, to: Any) -> Any:
+        if (source.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
+            return cast(builder, source, to)
+        values = torch.from_numpy(np.array(source.data)).to(torch.bfloat16)
+        bits = values.view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(bits, tl.bfloat16)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounding_cast)
+        yield
 
 
 @pytest.fixture(autouse=True)
