@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstring>
+
 #include "../common/dtype.h"
 
 namespace ran::cuda {
@@ -72,6 +74,26 @@ __device__ __forceinline__ void load(const T* __restrict__ from, A (&to)[N]) {
     for (int i = 0; i < M; ++i) {
       to[first + i] = widen(pack.item[i]);
     }
+  }
+}
+
+// One access for a whole pack. The compiler takes packs that are built inside loops apart and would
+// store their elements one by one, whatever their type; assembly leaves it no choice.
+template <typename T, int N>
+__device__ __forceinline__ void store(T* to, const Pack<T, N>& pack) {
+  if constexpr (sizeof(pack) == 16) {
+    unsigned word[4];
+    memcpy(word, &pack, sizeof(word));
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)),
+                   "r"(word[0]),
+                   "r"(word[1]),
+                   "r"(word[2]),
+                   "r"(word[3])
+                 : "memory");
+  } else {
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
   }
 }
 

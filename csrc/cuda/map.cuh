@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(Op op, Matrix m, Colum
               out.item[i] = narrow<T>(op.value(v, r, column[i], at, i));
             }
           }
-          *reinterpret_cast<Pack<T, V>*>(op.written + offset + b * band_size) = out;
+          store(op.written + offset + b * band_size, out);
         }
       }
     }

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks<Op>) reduce_columns_ke
                 op.take(acc[i], v, f, place.col_of(i), b * g.fold + place.row + next));
           }
           if constexpr (Op::kWrites) {
-            *reinterpret_cast<Pack<T, V>*>(op.written + offset + b * band_size) = written;
+            store(op.written + offset + b * band_size, written);
           }
         }
       }

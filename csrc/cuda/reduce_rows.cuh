@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 2)
               op.take(acc[r], v, factor[i], static_cast<int>(row) + r, col + i));
         }
         if constexpr (Op::kWrites) {
-          *reinterpret_cast<Pack<T, V>*>(op.written + offset[r] + col) = written;
+          store(op.written + offset[r] + col, written);
         }
       }
     }
