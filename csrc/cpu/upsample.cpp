@@ -39,9 +39,9 @@ RAN_INLINE void stretch(
   if (s.channels_last) {
     for (int64_t i = 0; i < s.width; ++i) {
       const Tap<A>& tap = taps.width[i];
-      const T* pixels[2] = {from + tap.first * s.channels, from + tap.second * s.channels};
-      const A weights[2] = {tap.first_weight, tap.second_weight};
-      combine_fixed<2, T, A>(pixels, weights, nullptr, to + i * s.channels, s.channels);
+      const Term<A> terms[2] = {{tap.first, tap.first_weight}, {tap.second, tap.second_weight}};
+      combine_fixed<2, T, A>(
+          from, s.channels, terms, nullptr, to + i * s.channels, s.channels, RowEnd::kExact);
     }
     return;
   }
@@ -71,24 +71,36 @@ RAN_SIMD void forward(
   using A = accumulate_t<T>;
   const UpsampleShape& s = a.shape;
   const int64_t length = s.width * (s.channels_last ? s.channels : 1);
-  // Source row r is stretched into buffer r % 2, so the two that a target row reads never meet, and
-  // the next target row finds those that it shares.
-  std::vector<A> buffer(2 * (length + kLanes));
-  A* const rows[2] = {buffer.data(), buffer.data() + length + kLanes};
+  const int64_t stride = length + kLanes;
+  // Source row r is stretched into row r % 2 of this, so the two that a target row reads never meet,
+  // and the next target row finds those that it shares.
+  std::vector<A> stretched(2 * stride);
   int64_t held[2] = {-1, -1};
+  int64_t y = begin % s.height;
+  int64_t source = begin / s.height * s.h;  // the image's first source row
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t source = row / s.height * s.h;
-    const Tap<A>& tap = taps.height[row % s.height];
+    const Tap<A>& tap = taps.height[y];
     for (const int64_t r : {source + tap.first, source + tap.second}) {
-      if (held[r % 2] != r) {
-        stretch(a, taps, r, rows[r % 2]);
-        held[r % 2] = r;
+      if (held[r & 1] != r) {
+        stretch(a, taps, r, stretched.data() + (r & 1) * stride);
+        held[r & 1] = r;
       }
     }
-    const A* const pair[2] = {rows[(source + tap.first) % 2], rows[(source + tap.second) % 2]};
-    const A weights[2] = {tap.first_weight, tap.second_weight};
-    const T* skip = a.skip ? static_cast<const T*>(a.skip) + row * length : nullptr;
-    combine_fixed<2>(pair, weights, skip, static_cast<T*>(a.out) + row * length, length);
+    const Term<A> terms[2] = {
+        {(source + tap.first) & 1, tap.first_weight},
+        {(source + tap.second) & 1, tap.second_weight}};
+    combine_fixed<2>(
+        stretched.data(),
+        stride,
+        terms,
+        a.skip ? static_cast<const T*>(a.skip) + row * length : nullptr,
+        static_cast<T*>(a.out) + row * length,
+        length,
+        (end - row - 1) * length >= kLanes ? RowEnd::kRunsOver : RowEnd::kExact);
+    if (++y == s.height) {
+      y = 0;
+      source += s.h;
+    }
   }
 }
 
@@ -110,22 +122,42 @@ struct BackwardTaps {
   }
 };
 
-// The lists of an axis, resolved to rows in memory for `combine`.
-template <typename From>
-struct RowList {
-  std::vector<const From*> rows;
-  std::vector<accumulate_t<From>> weights;
-
-  RAN_INLINE void set(
-      const TapsBySource<accumulate_t<From>>& taps, int64_t source, const From* base, int64_t length) {
-    rows.clear();
-    weights.clear();
-    for (int64_t i = taps.start[source]; i < taps.start[source + 1]; ++i) {
-      rows.push_back(base + taps.entries[i].target * length);
-      weights.push_back(taps.entries[i].weight);
+// Along the width: a row of the target's width in the accumulate type -> a row of the result.
+template <typename T>
+RAN_INLINE void gather(
+    const UpsampleShape& s,
+    const BackwardTaps<T>& taps,
+    const accumulate_t<T>* row,
+    accumulate_t<T>* scratch,
+    T* to) {
+  using A = accumulate_t<T>;
+  if (s.channels_last) {
+    for (int64_t i = 0; i < s.w; ++i) {
+      const int64_t start = taps.width.start[i];
+      combine(
+          row,
+          s.channels,
+          &taps.width.terms[start],
+          taps.width.start[i + 1] - start,
+          scratch,
+          to + i * s.channels,
+          s.channels,
+          RowEnd::kExact);
+    }
+    return;
+  }
+  if constexpr (std::is_same_v<A, float>) {
+    if (!taps.steps.steps.empty()) {
+      return gather_by_shuffles(row, taps.steps, to, s.w);
     }
   }
-};
+  gather_by_element(row, taps.width, scratch);
+  convert(scratch, to, s.w);
+}
+
+// Rows that are summed along the height before they are gathered along the width: a vector loaded
+// from the middle of two that were stored just before would wait for both to reach the cache.
+constexpr int64_t kBatch = 8;
 
 template <typename T>
 RAN_SIMD void backward(
@@ -134,37 +166,32 @@ RAN_SIMD void backward(
   const UpsampleShape& s = a.shape;
   const int64_t lane = s.channels_last ? s.channels : 1;
   const int64_t length = s.width * lane;
-  std::vector<A> summed(length + 2 * kLanes);  // the target rows of one source row, added up
+  const int64_t stride = length + 2 * kLanes;
+  const int64_t batch = s.channels_last ? 1 : kBatch;
+  const T* grad = static_cast<const T*>(a.grad);
+  const T* grad_end = grad + s.n * s.channels * s.height * s.width;
+  T* grad_x = static_cast<T*>(a.grad_x);
+  std::vector<A> summed(batch * stride);
   std::vector<A> scratch(std::max(s.channels_last ? s.channels : s.w, int64_t{kLanes}));
-  RowList<T> rows;
-  RowList<A> pixels;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* image = static_cast<const T*>(a.grad) + row / s.h * s.height * length;
-    T* to = static_cast<T*>(a.grad_x) + row * s.w * lane;
-    rows.set(taps.height, row % s.h, image, length);
-    combine(
-        rows.rows.data(), rows.weights.data(), rows.rows.size(), summed.data(), summed.data(), length);
-    if (s.channels_last) {
-      for (int64_t i = 0; i < s.w; ++i) {
-        pixels.set(taps.width, i, summed.data(), s.channels);
-        combine(
-            pixels.rows.data(),
-            pixels.weights.data(),
-            pixels.rows.size(),
-            scratch.data(),
-            to + i * s.channels,
-            s.channels);
-      }
-      continue;
+  for (int64_t first = begin; first < end; first += batch) {
+    const int64_t rows = std::min(batch, end - first);
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* image = grad + (first + i) / s.h * s.height * length;
+      const int64_t* start = &taps.height.start[(first + i) % s.h];
+      const bool at_end = image + s.height * length + kLanes > grad_end;
+      combine(
+          image,
+          length,
+          &taps.height.terms[start[0]],
+          start[1] - start[0],
+          &summed[i * stride],
+          &summed[i * stride],
+          length,
+          at_end ? RowEnd::kExact : RowEnd::kRunsOver);
     }
-    if constexpr (std::is_same_v<A, float>) {
-      if (!taps.steps.steps.empty()) {
-        gather_by_shuffles(summed.data(), taps.steps, to, s.w);
-        continue;
-      }
+    for (int64_t i = 0; i < rows; ++i) {
+      gather(s, taps, &summed[i * stride], scratch.data(), grad_x + (first + i) * s.w * lane);
     }
-    gather_by_element(summed.data(), taps.width, scratch.data());
-    convert(scratch.data(), to, s.w);
   }
 }
 

@@ -5,79 +5,99 @@
 
 namespace ran::cpu {
 
-// to[j] = sum over k of weights[k] * rows[k][j], plus before[j] where `before` is given. `before` may
-// be the same memory as `to`.
+// The end of a row that is read and written in whole vectors.
+enum class RowEnd {
+  kExact,     // nothing past it is touched
+  kRunsOver,  // all rows may be read past their end, and what lies behind `to` is written later
+};
+
+// to[j] = sum over k of terms[k].weight * rows[terms[k].index * stride + j], plus before[j] where
+// `before` is given. `before` may be the same memory as `to`.
 template <int K, typename From, typename Before, typename To>
 RAN_INLINE void combine_fixed(
-    const From* const* rows,
-    const accumulate_t<From>* weights,
+    const From* rows,
+    int64_t stride,
+    const Term<accumulate_t<From>>* terms,
     const Before* before,
     To* to,
-    int64_t length) {
+    int64_t length,
+    RowEnd row_end) {
   using V = vec_t<From>;
-  if (length < kLanes) {
-    V sum{};
-    for (int k = 0; k < K; ++k) {
-      sum += weights[k] * load_partial(rows[k], length);
-    }
-    store_partial(to, before ? sum + load_partial(before, length) : sum, length);
-    return;
+  const From* row[K + 1];
+  accumulate_t<From> weight[K + 1];
+  for (int k = 0; k < K; ++k) {
+    row[k] = rows + terms[k].index * stride;
+    weight[k] = terms[k].weight;
   }
   const auto at = [&](int64_t j) __attribute__((always_inline)) {
     V sum{};
     for (int k = 0; k < K; ++k) {
-      sum += weights[k] * load(rows[k] + j);
+      sum += weight[k] * load(row[k] + j);
     }
     return before ? sum + load(before + j) : sum;
   };
-  // The last vector overlaps the one before it, so it is computed while `before` is untouched.
-  const V last = at(length - kLanes);
-  for (int64_t j = 0; j + kLanes <= length; j += kLanes) {
-    store(to + j, at(j));
+  if (row_end == RowEnd::kRunsOver) {
+    for (int64_t j = 0; j < length; j += kLanes) {
+      store(to + j, at(j));
+    }
+  } else if (length < kLanes) {
+    V sum{};
+    for (int k = 0; k < K; ++k) {
+      sum += weight[k] * load_partial(row[k], length);
+    }
+    store_partial(to, before ? sum + load_partial(before, length) : sum, length);
+  } else {
+    // The last vector overlaps the one before it, so it is computed while `before` is untouched.
+    const V last = at(length - kLanes);
+    for (int64_t j = 0; j + kLanes <= length; j += kLanes) {
+      store(to + j, at(j));
+    }
+    store(to + length - kLanes, last);
   }
-  store(to + length - kLanes, last);
 }
 
-// The most rows that are combined in one pass. Twofold enlargement makes lists of up to 6.
-constexpr int kMaxRows = 6;
+// The most terms that are summed in one pass. Twofold enlargement makes lists of up to 6.
+constexpr int kMaxTerms = 6;
 
-// The same for any count of rows, in ascending order. `scratch` has room for a row and may be `to`.
+// The same for any count of terms, in ascending order. `scratch` has room for a row, may be `to`.
 template <typename From, typename To>
 RAN_INLINE void combine(
-    const From* const* rows,
-    const accumulate_t<From>* weights,
+    const From* rows,
+    int64_t stride,
+    const Term<accumulate_t<From>>* terms,
     int64_t count,
     accumulate_t<From>* scratch,
     To* to,
-    int64_t length) {
+    int64_t length,
+    RowEnd row_end) {
   const accumulate_t<From>* before = nullptr;
-  for (; count > kMaxRows; count -= kMaxRows, rows += kMaxRows, weights += kMaxRows) {
-    combine_fixed<kMaxRows>(rows, weights, before, scratch, length);
+  for (; count > kMaxTerms; count -= kMaxTerms, terms += kMaxTerms) {
+    combine_fixed<kMaxTerms>(rows, stride, terms, before, scratch, length, row_end);
     before = scratch;
   }
   switch (count) {
     case 0:
-      return combine_fixed<0>(rows, weights, before, to, length);
+      return combine_fixed<0>(rows, stride, terms, before, to, length, row_end);
     case 1:
-      return combine_fixed<1>(rows, weights, before, to, length);
+      return combine_fixed<1>(rows, stride, terms, before, to, length, row_end);
     case 2:
-      return combine_fixed<2>(rows, weights, before, to, length);
+      return combine_fixed<2>(rows, stride, terms, before, to, length, row_end);
     case 3:
-      return combine_fixed<3>(rows, weights, before, to, length);
+      return combine_fixed<3>(rows, stride, terms, before, to, length, row_end);
     case 4:
-      return combine_fixed<4>(rows, weights, before, to, length);
+      return combine_fixed<4>(rows, stride, terms, before, to, length, row_end);
     case 5:
-      return combine_fixed<5>(rows, weights, before, to, length);
+      return combine_fixed<5>(rows, stride, terms, before, to, length, row_end);
     default:
-      return combine_fixed<kMaxRows>(rows, weights, before, to, length);
+      return combine_fixed<kMaxTerms>(rows, stride, terms, before, to, length, row_end);
   }
 }
 
 // A whole row from one element type to another.
 template <typename From, typename To>
 RAN_INLINE void convert(const From* from, To* to, int64_t length) {
-  const accumulate_t<From> one = 1;
-  combine_fixed<1, From, From>(&from, &one, nullptr, to, length);
+  const Term<accumulate_t<From>> itself{0, 1};
+  combine_fixed<1, From, From>(from, 0, &itself, nullptr, to, length, RowEnd::kExact);
 }
 
 // ---- along the width, in contiguous images ---------------------------------------------------
@@ -128,7 +148,7 @@ RAN_INLINE void gather_by_element(const A* row, const TapsBySource<A>& taps, A* 
   for (size_t s = 0; s + 1 < taps.start.size(); ++s) {
     A sum = 0;
     for (int64_t i = taps.start[s]; i < taps.start[s + 1]; ++i) {
-      sum += row[taps.entries[i].target] * taps.entries[i].weight;
+      sum += row[taps.terms[i].index] * taps.terms[i].weight;
     }
     to[s] = sum;
   }

@@ -22,16 +22,19 @@ std::vector<Tap<A>> taps_by_target(const Axis<A>& axis) {
   return taps;
 }
 
+// One term of a weighted sum: an element, or a whole row of them, by its index.
+template <typename A>
+struct Term {
+  int64_t index;
+  A weight;
+};
+
 // For every source element the targets that read it, in ascending order. A target that reads it
 // twice stands there twice: adding up the weights would hide that 0 times infinity is NaN.
 template <typename A>
 struct TapsBySource {
-  struct Entry {
-    int target;
-    A weight;
-  };
-  std::vector<Entry> entries;
-  std::vector<int64_t> start;  // those of source s are entries[start[s]] to entries[start[s + 1]]
+  std::vector<Term<A>> terms;
+  std::vector<int64_t> start;  // those of source s are terms[start[s]] to terms[start[s + 1]]
 
   explicit TapsBySource(const Axis<A>& axis) : start(axis.source + 1) {
     const std::vector<Tap<A>> taps = taps_by_target(axis);
@@ -42,11 +45,11 @@ struct TapsBySource {
     for (int s = 0; s < axis.source; ++s) {
       start[s + 1] += start[s];
     }
-    entries.resize(2 * taps.size());
+    terms.resize(2 * taps.size());
     std::vector<int64_t> next(start.begin(), start.end() - 1);
     for (int i = 0; i < axis.target; ++i) {
-      entries[next[taps[i].first]++] = {i, taps[i].first_weight};
-      entries[next[taps[i].second]++] = {i, taps[i].second_weight};
+      terms[next[taps[i].first]++] = {i, taps[i].first_weight};
+      terms[next[taps[i].second]++] = {i, taps[i].second_weight};
     }
   }
 };
@@ -128,11 +131,12 @@ struct GatherSteps {
     for (int64_t s = begin; s < end; ++s) {
       const int64_t index = taps.start[s] + k;
       if (index < taps.start[s + 1]) {
-        step.target[s - begin] = taps.entries[index].target;
+        const int target = static_cast<int>(taps.terms[index].index);
+        step.target[s - begin] = target;
         step.present[s - begin] = -1;
-        step.weight[s - begin] = taps.entries[index].weight;
-        lowest = std::min(lowest, taps.entries[index].target);
-        highest = std::max(highest, taps.entries[index].target);
+        step.weight[s - begin] = taps.terms[index].weight;
+        lowest = std::min(lowest, target);
+        highest = std::max(highest, target);
       }
     }
     step.base = std::min(lowest, highest);

@@ -328,7 +328,7 @@ IMAGE = torch.zeros(2, 3, 4, 4)
          r"x: expected \(N, C, H, W\), got shape \(2, 3, 4\)"),
         (lambda: ran_kernels.upsample_add(IMAGE.int(), IMAGE), TypeError,
          r"x: expected float64, float32, float16 or bfloat16, got int32"),
-        (lambda: ran_kernels.upsample_add(IMAGE, [1.0]), TypeError,
+        (lambda: ran_kernels.upsample_add(IMAGE, [1.0]), TypeError,  # type: ignore[arg-type]
          r"skip: expected a tensor, got list"),
         (lambda: ran_kernels.upsample_add(IMAGE.to("meta"), IMAGE), ValueError,
          r"x: expected device cpu as skip, got meta"),
