@@ -59,6 +59,9 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="auto, 32, bf16-mixed, 16-mixed or 64.")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Processor cores that compute; all if not given.")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side in pixels of what the network sees.")
     ] = None,
@@ -90,6 +93,7 @@ def train(
         "overwrite": overwrite,
         "device": device,
         "precision": precision,
+        "threads": threads,
         "image_size": image_size,
         "augmentation": augmentation,
         "warmup_epochs": warmup_epochs,
