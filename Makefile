@@ -22,15 +22,15 @@ lint: setup
 setup: $(VENV)/built
 
 # torch first: the extension is then built against it, without a second copy in an isolated build.
-$(VENV)/installed: pyproject.toml
+$(VENV)/torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet 'torch>=2.11' ninja pybind11 'setuptools>=77' wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
-	touch $@ $(VENV)/built
+	touch $@
 
-$(VENV)/built: $(VENV)/installed $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+# Again whenever a source of the extension or a requirement has changed.
+$(VENV)/built: $(VENV)/torch pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@
 
 # An sdist, a wheel, and that wheel in a second environment with the oldest torch. Downloads gigabytes.

@@ -10,6 +10,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .errors import UserError
+from .settings import TrainingSettings
 
 
 class _Group(TyperGroup):
@@ -38,17 +39,30 @@ Images = Annotated[list[Path], typer.Argument(help="Image files.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
+def _default(name: str) -> str:
+    """The default of a setting, in brackets behind its help text."""
+    return f" ({getattr(TrainingSettings, name)})"
+
+
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="Named settings, such as digits; options override them.")
+        str | None, typer.Argument(help="Named settings, such as demo; options override them.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Such as attention56_cifar_pool.")] = None,
     data: Annotated[str | None, typer.Option(help="digits, or folder:PATH.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate at its peak.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes every random number.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help=f"Passes over the training images{_default('epochs')}.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help=f"Learning rate at its peak{_default('lr')}.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help=f"Images in a step{_default('batch_size')}.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Fixes every random number{_default('seed')}.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="New folder to write; runs/MODEL-DATA if not given.")
     ] = None,
@@ -59,19 +73,33 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="auto, 32, bf16-mixed, 16-mixed or 64.")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Processor cores that compute; all if not given.")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side in pixels of what the network sees.")
+        int | None,
+        typer.Option(
+            help="Side in pixels of what the network sees; the model's usual if not given."
+        ),
     ] = None,
     augmentation: Annotated[
         str | None, typer.Option(help="auto, none, shift, shift-flip or scale-flip.")
     ] = None,
     warmup_epochs: Annotated[
-        float | None, typer.Option(help="In which the learning rate rises to its peak.")
+        float | None,
+        typer.Option(help=f"In which the rate rises to its peak{_default('warmup_epochs')}."),
     ] = None,
-    momentum: Annotated[float | None, typer.Option(help="Nesterov's.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of every parameter.")] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help=f"Nesterov's{_default('momentum')}.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help=f"Of every parameter{_default('weight_decay')}.")
+    ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(help="Share of the target spread over all classes.")
+        float | None,
+        typer.Option(
+            help=f"Share of the target given to all classes{_default('label_smoothing')}."
+        ),
     ] = None,
     model_option: Annotated[
         list[str] | None,
@@ -90,6 +118,7 @@ def train(
         "overwrite": overwrite,
         "device": device,
         "precision": precision,
+        "threads": threads,
         "image_size": image_size,
         "augmentation": augmentation,
         "warmup_epochs": warmup_epochs,
@@ -107,8 +136,6 @@ def train(
     for name in ("model", "data"):
         if name not in settings:
             raise UserError(f"{name}: expected --{name} or a recipe, got neither")
-
-    from .settings import TrainingSettings
 
     checked = TrainingSettings(**settings)
 

@@ -31,6 +31,8 @@ class TrainingSettings:
     """Replace that folder if a training wrote it."""
     device: str = "auto"
     precision: str = "auto"
+    threads: int | None = None
+    """Processor cores that compute; None leaves it to PyTorch, which takes them all."""
     image_size: int | None = None
     """Side in pixels of the square that the network sees; the model's usual one if None."""
     augmentation: str = "auto"
@@ -43,7 +45,7 @@ class TrainingSettings:
     """Further arguments of ``ran.create_model``."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size"):
+        for name in ("epochs", "batch_size", "threads", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: expected a positive integer, got {value}")

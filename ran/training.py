@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,8 @@ def train(settings: TrainingSettings, console: Console | None = None) -> Trainin
         console: gets progress; None for silence.
 
     Raises:
-        UserError: names the setting, file or folder that is wrong.
+        UserError: names the setting, file or folder that is wrong. A training that fails in its
+            first epoch leaves no folder behind.
     """
     usual_size = _check_model(settings)
     runs.check_folder(settings.folder, overwrite=settings.overwrite)
@@ -151,7 +153,9 @@ def _fit(
         enable_version_counter=False,
     )
     on_gpu = device.type == "cuda"
-    with _quiet(), _deterministic_flags_restored():
+    with _quiet(), _global_settings_restored():
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         trainer = L.Trainer(
             default_root_dir=settings.folder,
             accelerator="gpu" if on_gpu else "cpu",
@@ -166,11 +170,19 @@ def _fit(
             # on a CPU every operator is deterministic, and the flag only makes it slower
             deterministic="warn" if on_gpu else None,
         )
-        trainer.fit(
-            classifier,
-            data.train_loader(settings.batch_size),
-            data.test_loader(settings.batch_size),
-        )
+        try:
+            trainer.fit(
+                classifier,
+                data.train_loader(settings.batch_size),
+                data.test_loader(settings.batch_size),
+            )
+        except BaseException as error:
+            if not table.rows:
+                shutil.rmtree(settings.folder)
+            if isinstance(error, UserError):
+                # a process that reads images puts its traceback before the message
+                raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+            raise
     return table.rows
 
 
@@ -212,11 +224,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _deterministic_flags_restored() -> Iterator[None]:
-    """Lightning sets PyTorch's global flags for a training and leaves them so."""
+def _global_settings_restored() -> Iterator[None]:
+    """A training sets some of PyTorch's global settings, Lightning more; here they are put back."""
     mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    threads = torch.get_num_threads()
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(mode)
         torch.backends.cudnn.benchmark = benchmark

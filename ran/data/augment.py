@@ -10,13 +10,10 @@ from torch import Tensor
 Augmentation = Callable[[Tensor], Tensor]
 
 
-def shift(images: Tensor) -> Tensor:
-    """Crops every image at random from itself with an eighth of its size of zeros around it.
-
-    For 32×32 images that is the papers' "crop 32 from padding 4".
-    """
+def shift(images: Tensor, part: int = 16) -> Tensor:
+    """Crops every image at random from itself with zeros around it, 1/``part`` of its size wide."""
     count, _, height, width = images.shape
-    pad_h, pad_w = height // 8, width // 8
+    pad_h, pad_w = height // part, width // part
     padded = F.pad(images, (pad_w, pad_w, pad_h, pad_h))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     rows = torch.randint(2 * pad_h + 1, (count,), device=images.device)
@@ -31,8 +28,8 @@ def flip(images: Tensor) -> Tensor:
 
 
 def shift_flip(images: Tensor) -> Tensor:
-    """``flip`` after ``shift``: the papers' augmentation for CIFAR."""
-    return flip(shift(images))
+    """The papers' augmentation for CIFAR: 32×32 from a padding of 4, mirrored or not."""
+    return flip(shift(images, part=8))
 
 
 def unchanged(images: Tensor) -> Tensor:

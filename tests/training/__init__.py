@@ -1,0 +1,1 @@
+"""Tests of training, data, checkpoints, prediction and pictures."""
