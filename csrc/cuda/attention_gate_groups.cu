@@ -278,41 +278,42 @@ int launch(
 constexpr int64_t kWarpMembers = 1024;
 
 template <typename T, int N, Activation kKind, typename Args>
-int launch_group(const GateShape& s, const Args& args, cudaStream_t stream) {
-  if (s.inner > 1) {
-    const int64_t strips = (s.inner + 32 * N - 1) / (32 * N);
-    return launch<T, N, kKind, Columns<N>>(s, args, s.outer * strips, stream);
-  }
-  if (s.members <= kWarpMembers) {
-    return launch<T, N, kKind, WarpRow<N>>(s, args, (s.outer + kWarps - 1) / kWarps, stream);
-  }
-  return launch<T, N, kKind, BlockRow<N>>(s, args, s.outer, stream);
+int launch_rows(const GateShape& s, const Args& args, cudaStream_t stream) {
+  return s.members <= kWarpMembers
+      ? launch<T, N, kKind, WarpRow<N>>(s, args, (s.outer + kWarps - 1) / kWarps, stream)
+      : launch<T, N, kKind, BlockRow<N>>(s, args, s.outer, stream);
 }
 
-template <typename T, int N, typename Args>
-int launch_kind(const GateShape& s, const Args& args, cudaStream_t stream) {
-  return s.activation == Activation::kChannel
-      ? launch_group<T, N, Activation::kChannel>(s, args, stream)
-      : launch_group<T, N, Activation::kSpatial>(s, args, stream);
+template <typename T, int N, Activation kKind, typename Args>
+int launch_columns(const GateShape& s, const Args& args, cudaStream_t stream) {
+  const int64_t strips = (s.inner + 32 * N - 1) / (32 * N);
+  return launch<T, N, kKind, Columns<N>>(s, args, s.outer * strips, stream);
 }
 
-// Packs need every row (or every member of neighbouring columns) to start at 16 bytes. A float64 or
-// float32 column is wide enough by itself; 16-bit columns go in pairs, so that a warp reads 128 bytes
-// at a time and there are still enough blocks for maps of 14×14.
+// A pack needs every row, or every member of neighbouring columns, to start at its alignment. Rows of
+// float64 stay single. A column of 32 bits is wide enough by itself; 16-bit columns go in pairs, so
+// that a warp reads 128 bytes at a time and there are still enough blocks for maps of 14×14.
+template <typename T, Activation kKind, typename Args>
+int launch_kind(const GateShape& s, const Args& args, bool on_16_bytes, cudaStream_t stream) {
+  constexpr int kRow = sizeof(T) == 8 ? 1 : kPack<T>;
+  constexpr int kColumn = sizeof(T) == 2 ? 2 : 1;
+  if (s.inner == 1) {
+    return on_16_bytes && s.members % kRow == 0 ? launch_rows<T, kRow, kKind>(s, args, stream)
+                                                : launch_rows<T, 1, kKind>(s, args, stream);
+  }
+  return on_16_bytes && s.inner % kColumn == 0 ? launch_columns<T, kColumn, kKind>(s, args, stream)
+                                               : launch_columns<T, 1, kKind>(s, args, stream);
+}
+
 template <typename Args>
 int launch_any(
     DType dtype, const GateShape& s, const Args& args, bool on_16_bytes, cudaStream_t stream) {
   int error = cudaSuccess;
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
-    if (s.inner == 1 && on_16_bytes && s.members % kPack<T> == 0) {
-      error = launch_kind<T, kPack<T>>(s, args, stream);
-    } else if (s.inner > 1 && on_16_bytes && s.inner % kPair == 0) {
-      error = launch_kind<T, kPair>(s, args, stream);
-    } else {
-      error = launch_kind<T, 1>(s, args, stream);
-    }
+    error = s.activation == Activation::kChannel
+        ? launch_kind<T, Activation::kChannel>(s, args, on_16_bytes, stream)
+        : launch_kind<T, Activation::kSpatial>(s, args, on_16_bytes, stream);
   });
   return error;
 }

@@ -29,6 +29,26 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 DATA, SUM, INDEX = "*data", "*fp32", "*i32"
 
 
+def upsample_launches() -> dict[str, list[dict[str, Any]]]:
+    """Of upsample's kernels: 28×28 to 56×56 in both layouts; back along columns and along rows."""
+    scales = {"over_y": 27, "under_y": 55, "over_x": 27, "under_x": 55}
+    sizes = {"h": 28, "w": 28, "height": 56, "width": 56, "channels": 256, "positions": 3136}
+    forward = {"x": DATA, "skip": DATA, "out": DATA, **sizes, **scales, "ALIGN": True}
+    axis = {"source_size": 28, "target_size": 56, "over": 27, "under": 55, "steps": 7}
+    return {
+        "upsample.upsample_kernel": [
+            {**forward, "ADD": True, "CHANNELS_LAST": False, "POSITIONS": 128, "CHANNELS": 8},
+            {**forward, "ADD": False, "CHANNELS_LAST": True, "POSITIONS": 8, "CHANNELS": 128},
+        ],
+        "upsample.upsample_backward_kernel": [
+            {"grad": DATA, "grad_x": SUM, "rows": 7168, "inner": 56, **axis, "ALIGN": True}
+            | {"ROWS": 16, "INNER": 64},
+            {"grad": SUM, "grad_x": DATA, "rows": 200704, "inner": 1, **axis, "ALIGN": False}
+            | {"ROWS": 1024, "INNER": 1},
+        ],
+    }
+
+
 def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     """Arguments by name: a pointer above, a size as an int, what is constexpr as its value."""
     from ran_kernels.triton import attention_gate, cbam_backward, pooling, tiling
@@ -60,11 +80,26 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     grad_channel = {**data("grad", "x"), **gates, **maps, **stride}
     finish = {"count": 8 * 196, "splits": 32, "BLOCK_SPLITS": 32}
     gate = {"n": 2**20, "RESIDUAL": True, "BLOCK": attention_gate.BLOCK}
+    # "channel" over columns, "spatial" along rows.
+    groups = [
+        {"members": 1024, "inner": 196, "groups": 196, "RESIDUAL": True, "ACTIVATION": 1},
+        {"members": 196, "inner": 1, "groups": 1024, "RESIDUAL": True, "ACTIVATION": 2},
+    ]
+    for launch in groups:
+        launch.update(attention_gate._tile_sizes(launch["members"], launch["inner"]))
     return {
         "attention_gate.attention_gate_kernel": [{**data("logits", "trunk", "out"), **gate}],
         "attention_gate.attention_gate_backward_kernel": [
             {**data("grad", "logits", "trunk", "grad_logits", "grad_trunk"), **gate}
         ],
+        "attention_gate.attention_gate_groups_kernel": [
+            {**data("logits", "trunk", "out"), **launch} for launch in groups
+        ],
+        "attention_gate.attention_gate_groups_backward_kernel": [
+            {**data("grad", "logits", "trunk", "grad_logits", "grad_trunk"), **launch}
+            for launch in groups
+        ],
+        **upsample_launches(),
         "pooling.pool_kernel": walks(
             tiling.over_channels,
             pool | data("mean", "maximum", "column_logits"),
