@@ -54,8 +54,9 @@ def test_every_cuda_kernel_is_reported_and_none_spills() -> None:
         for target, used in on.items():
             assert 0 < used["registers"] <= 255
             assert used["local_bytes"] == 0, (kernel, target)
-            # float64's division and exponential are calls, which take a little stack.
-            assert used["stack_bytes"] == 0 or "double" in kernel, (kernel, target)
+            if target == "sm_90" and "double" not in kernel:
+                # Spilled registers are on the stack; so are float64's calls of exp and division.
+                assert used["stack_bytes"] == 0, kernel
 
 
 @needs_cuda_build

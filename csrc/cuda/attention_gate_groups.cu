@@ -159,11 +159,12 @@ struct Standard {
     walk.total(scale);
 #pragma unroll
     for (A& s : scale) {
+      // rsqrt has no slow path, whose call would put registers on the stack.
       if constexpr (kKind == Activation::kSpatial) {
-        s = 1 / sqrt(s / count + A(kSpatialEps));
+        s = rsqrt(s / count + A(kSpatialEps));
       } else {
-        const A norm = sqrt(s);
-        s = 1 / (norm < A(kChannelEps) ? A(kChannelEps) : norm);  // so that a NaN stays one
+        const A inverse = rsqrt(s);
+        s = inverse > A(1 / kChannelEps) ? A(1 / kChannelEps) : inverse;  // so that a NaN stays one
       }
     }
   }
