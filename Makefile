@@ -6,18 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test lint setup clean test-install
+.PHONY: demo test lint bench setup clean test-install
 
 demo: setup
 	$(BIN)/ran train demo --output runs/demo --overwrite
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On the machine at hand; RESULT names the file, ARGS narrows (--op CBAM --batch 8 --first-stage).
+RESULT ?= bench/results/kernels-$(shell date +%F).json
+bench: setup
+	$(BIN)/python -m pytest bench/kernels --benchmark-json=$(RESULT) $(ARGS)
 
 setup: $(VENV)/built
 

@@ -1,0 +1,165 @@
+"""What the kernel benchmarks run: operators, their references, shapes, and what they must move."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ran_kernels
+from ran_kernels import reference
+from ran_kernels.nn import CBAM
+
+# Attention-92's three stages and the four of CBAM-ResNet-50, at 224×224.
+ATTENTION_STAGES = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
+CBAM_STAGES = (*ATTENTION_STAGES, (2048, 7, 7))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator, as it is called and in plain PyTorch.
+
+    `inputs(big)` makes the arguments around the big tensor (N, C, H, W). `forward` and `backward`
+    are the floors of the design: how many times the big tensor's bytes must move at least.
+    """
+
+    ours: Callable[..., Any]
+    reference: Callable[..., Any]
+    inputs: Callable[[Tensor], list[Any]]
+    stages: tuple[tuple[int, int, int], ...]
+    forward: float
+    backward: float | None = None
+
+
+def _small(big: Tensor, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=big.dtype, device=big.device)
+
+
+def _half_size(big: Tensor) -> Tensor:
+    n, c, h, w = big.shape
+    layout = (
+        torch.channels_last
+        if big.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
+    return _small(big, n, c, h // 2, w // 2).to(memory_format=layout)
+
+
+def _channel_logits(big: Tensor) -> Tensor:
+    return _small(big, *big.shape[:2])
+
+
+def _spatial_logits(big: Tensor) -> Tensor:
+    return _small(big, big.shape[0], 1, *big.shape[2:])
+
+
+class _Block:
+    """A CBAM block: ours fused, or the same parameters through the reference's operators."""
+
+    def __init__(self, fused: bool) -> None:
+        self.fused = fused
+        self.modules: dict[tuple[Any, ...], CBAM] = {}
+
+    def __call__(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        module = self.module(x)
+        if self.fused:
+            return module(x, shortcut, relu=shortcut is not None)
+        return composed_cbam(module, x, shortcut)
+
+    def module(self, x: Tensor) -> CBAM:
+        key = (x.shape[1], x.dtype, x.device)
+        if key not in self.modules:
+            torch.manual_seed(0)
+            module = CBAM(x.shape[1]).to(x.device, x.dtype)
+            nn.init.ones_(module.norm.weight)  # its own start, 0, would make the gate a constant
+            self.modules[key] = module
+        return self.modules[key]
+
+
+def composed_cbam(module: CBAM, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """The official module's forward in plain PyTorch, with `module`'s parameters."""
+    pooled = (x.mean((2, 3)), x.amax((2, 3)))
+    mean, maximum = (module.fc2(torch.relu(module.fc1(values))) for values in pooled)
+    channel_logits = mean + maximum
+    x = x * torch.sigmoid(channel_logits)[:, :, None, None]
+    maps = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+    x = x * torch.sigmoid(module.norm(module.conv(maps)))
+    return x if shortcut is None else torch.relu(x + shortcut)
+
+
+CASES: dict[str, Case] = {
+    "attention_gate": Case(
+        ran_kernels.attention_gate,
+        reference.attention_gate,
+        lambda big: [torch.randn_like(big), big],
+        ATTENTION_STAGES,
+        forward=3,
+        backward=5,
+    ),
+    "attention_gate[channel]": Case(
+        lambda a, b: ran_kernels.attention_gate(a, b, activation="channel"),
+        lambda a, b: reference.attention_gate(a, b, activation="channel"),
+        lambda big: [torch.randn_like(big), big],
+        ATTENTION_STAGES,
+        forward=3,
+        backward=5,
+    ),
+    "attention_gate[spatial]": Case(
+        lambda a, b: ran_kernels.attention_gate(a, b, activation="spatial"),
+        lambda a, b: reference.attention_gate(a, b, activation="spatial"),
+        lambda big: [torch.randn_like(big), big],
+        ATTENTION_STAGES,
+        forward=3,
+        backward=5,
+    ),
+    "upsample_add": Case(
+        ran_kernels.upsample_add,
+        reference.upsample_add,
+        lambda big: [_half_size(big), big],
+        ATTENTION_STAGES,
+        forward=2.25,
+        backward=1.25,
+    ),
+    "upsample": Case(
+        lambda x, like: ran_kernels.upsample(x, tuple(like.shape[2:])),
+        lambda x, like: reference.upsample(x, tuple(like.shape[2:])),
+        lambda big: [_half_size(big), big.detach()],
+        ATTENTION_STAGES,
+        forward=1.25,
+        backward=1.25,
+    ),
+    "channel_pool": Case(
+        ran_kernels.channel_pool, reference.channel_pool, lambda big: [big], CBAM_STAGES, forward=1
+    ),
+    "spatial_pool": Case(
+        ran_kernels.spatial_pool,
+        reference.spatial_pool,
+        lambda big: [big, _channel_logits(big)],
+        CBAM_STAGES,
+        forward=1,
+    ),
+    "cbam_gate": Case(
+        ran_kernels.cbam_gate,
+        reference.cbam_gate,
+        lambda big: [big, _channel_logits(big), _spatial_logits(big)],
+        CBAM_STAGES,
+        forward=2,
+    ),
+    "CBAM": Case(
+        _Block(fused=True),
+        _Block(fused=False),
+        lambda big: [big],
+        CBAM_STAGES,
+        forward=4,
+        backward=7,
+    ),
+    "CBAM+shortcut+ReLU": Case(
+        _Block(fused=True),
+        _Block(fused=False),
+        lambda big: [big, torch.randn_like(big)],
+        CBAM_STAGES,
+        forward=5,
+        backward=9,
+    ),
+}

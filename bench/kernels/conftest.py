@@ -1,0 +1,119 @@
+"""Options of the kernel benchmarks, and the table they end with."""
+
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.machine import describe
+
+from .cases import CASES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ran kernels")
+    group.addoption("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    group.addoption("--batch", type=int, action="append", help="repeatable; default by device")
+    group.addoption("--dtype", action="append", choices=list(DTYPES), help="repeatable")
+    group.addoption("--op", action="append", choices=list(CASES), help="repeatable; default all")
+    group.addoption("--rounds", type=int, default=15)
+    group.addoption("--first-stage", action="store_true", help="only the largest maps")
+
+
+def _device(config: pytest.Config) -> str:
+    device = config.getoption("--device")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config = metafunc.config
+    cuda = _device(config) == "cuda"
+    names = config.getoption("--op") or list(CASES)
+    stages = 1 if config.getoption("--first-stage") else None
+    pairs = [(name, stage) for name in names for stage in CASES[name].stages[:stages]]
+    metafunc.parametrize(
+        ("case_name", "stage"), pairs, ids=[f"{n}-{'x'.join(map(str, s))}" for n, s in pairs]
+    )
+    batches = config.getoption("--batch") or ([128, 256] if cuda else [8, 32])
+    metafunc.parametrize("batch", batches, ids=[f"n{b}" for b in batches])
+    dtypes = config.getoption("--dtype") or (["bfloat16", "float32"] if cuda else ["float32"])
+    metafunc.parametrize("dtype", [DTYPES[d] for d in dtypes], ids=dtypes)
+
+
+@pytest.fixture
+def bench_device(request: pytest.FixtureRequest) -> str:
+    return _device(request.config)
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--rounds")
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    machine_info.clear()
+    machine_info.update(describe())
+
+
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
+) -> None:
+    """What is in extra_info is what was compared; the rest repeats it."""
+    machine = output_json["machine_info"]
+    results = [entry["extra_info"] for entry in output_json["benchmarks"]]
+    output_json.clear()
+    output_json.update(kind="kernels", machine=machine, results=results)
+
+
+def row(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one result: milliseconds, ratios, fraction of the floor, peak MB."""
+    median = {name: statistics.median(values) for name, values in result["samples"].items()}
+    # A copy reads and writes the big tensor once: 2 S in median["copy"] seconds.
+    floor = result["floor_traffic"] / 2 * median["copy"]
+    return {
+        "ms": median["ours"] * 1e3,
+        "to_eager": median["ours"] / median["eager"],
+        "to_compile": median["ours"] / median["compile"],
+        "to_floor": median["ours"] / floor,
+        "peak_mb": result["peak_bytes"]["ours"] / 1e6,
+        "peak_to_eager": result["peak_bytes"]["ours"] / max(1, result["peak_bytes"]["eager"]),
+    }
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    results = [b.extra_info for b in getattr(session, "benchmarks", []) if b.extra_info]
+    if not results:
+        return
+    machine = describe()
+    table = Table(
+        title=f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}",
+        caption="ratios of ours to the others, medians of interleaved rounds; 1.0 of the floor is "
+        "the copy bandwidth of the same run",
+    )
+    for heading in ("operator", "shape", "layout", "dtype", "direction"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("ms", "× eager", "× compile", "× floor", "peak MB"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        r = row(result)
+        table.add_row(
+            result["op"],
+            "×".join(map(str, (result["batch"], *result["stage"]))),
+            result["layout"],
+            result["dtype"],
+            result["direction"],
+            f"{r['ms']:.2f}",
+            f"{r['to_eager']:.2f}",
+            f"{r['to_compile']:.2f}",
+            f"{r['to_floor']:.2f}",
+            f"{r['peak_mb']:.0f}",
+        )
+    Console(width=140).print(table)
