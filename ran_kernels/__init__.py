@@ -5,9 +5,13 @@ Every operator is differentiable and has three implementations: the compiled ext
 `ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this machine has.
 """
 
+from . import nn
 from .attention_gate import attention_gate, attention_mask
 from .backends import BackendError, backend, can_run
+from .cbam_gate import cbam_gate
+from .channel_pool import channel_pool
 from .reference import upsample, upsample_add
+from .spatial_pool import spatial_pool
 
 __all__ = [
     "BackendError",
@@ -15,6 +19,10 @@ __all__ = [
     "attention_mask",
     "backend",
     "can_run",
+    "cbam_gate",
+    "channel_pool",
+    "nn",
+    "spatial_pool",
     "upsample",
     "upsample_add",
 ]

@@ -37,6 +37,12 @@ def require_shape(name: str, value: Tensor, expected: tuple[int, ...], why: str)
         )
 
 
+def require_not_empty(name: str, value: Tensor, dims: tuple[int, ...], what: str) -> None:
+    """Raises ValueError if one of the dimensions `dims` is empty; `what` says what is missing."""
+    if any(value.shape[d] == 0 for d in dims):
+        raise ValueError(f"{name}: expected {what}, got shape {tuple(value.shape)}")
+
+
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:

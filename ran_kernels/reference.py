@@ -42,3 +42,39 @@ def upsample(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) ->
 def upsample_add(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> Tensor:
     """Bilinear interpolation of (N, C, h, w) to the size of skip (N, C, H, W), plus skip."""
     return upsample(x, (skip.shape[2], skip.shape[3]), align_corners=align_corners) + skip
+
+
+def channel_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and maximum over H×W of (N, C, H, W), each (N, C).
+
+    The maximum's gradient goes to its first position in reading order, a NaN wins.
+    """
+    return x.mean((2, 3)), x.flatten(2).max(dim=2).values
+
+
+def spatial_pool(x: Tensor, channel_logits: Tensor | None = None) -> Tensor:
+    """Maximum, then mean over the channels of x or of x·sigmoid(channel_logits): (N, 2, H, W).
+
+    The maximum's gradient goes to its first channel, a NaN wins.
+    """
+    if channel_logits is not None:
+        x = x * torch.sigmoid(channel_logits)[:, :, None, None]
+    return torch.cat([x.max(dim=1, keepdim=True).values, x.mean(1, keepdim=True)], dim=1)
+
+
+def cbam_gate(
+    x: Tensor,
+    channel_logits: Tensor | None = None,
+    spatial_logits: Tensor | None = None,
+    *,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """``relu(x * sigmoid(channel_logits) * sigmoid(spatial_logits) + shortcut)``, each optional."""
+    if channel_logits is not None:
+        x = x * torch.sigmoid(channel_logits)[:, :, None, None]
+    if spatial_logits is not None:
+        x = x * torch.sigmoid(spatial_logits)
+    if shortcut is not None:
+        x = x + shortcut
+    return x.relu() if relu else x

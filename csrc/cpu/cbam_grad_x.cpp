@@ -1,0 +1,142 @@
+// Third pass of CBAM's backward:
+//   grad_x = G sc + grad_mean / HW + (position == channel_index) grad_max
+#include <vector>
+
+#include "../cbam.h"
+#include "cbam_incoming.h"
+#include "share.h"
+
+namespace ran::cpu {
+namespace {
+
+// The factors of grad_x of a sample's channels, with the neutral value of every absent term.
+template <typename T>
+struct Channels {
+  using A = accumulate_t<T>;
+  A* gate;     // sc
+  A* mean;     // grad_mean / HW
+  A* maximum;  // grad_max
+  int32_t* position;
+};
+
+template <typename T>
+RAN_INLINE void fill_channels(
+    const Channels<T>& to, const CbamGradX& a, int64_t hw, int64_t first, int64_t n) {
+  using A = accumulate_t<T>;
+  const auto from = [&](const void* p) RAN_INLINE_LAMBDA {
+    return p ? static_cast<const T*>(p) + first : nullptr;
+  };
+  fill_gate(from(a.channel_logits), to.gate, n);
+  fill_scaled(from(a.grad_mean), 1 / static_cast<A>(hw), to.mean, n);
+  fill_scaled(from(a.grad_max), A(1), to.maximum, n);
+  fill_index(a.channel_index ? a.channel_index + first : nullptr, to.position, n);
+}
+
+// (C, HW) of one sample: the maps of channels [begin, end).
+template <bool kGrad, typename T>
+RAN_SIMD void maps_pass(
+    const CbamGradX& a,
+    const FeatureShape& shape,
+    int64_t sample,
+    int64_t begin,
+    int64_t end,
+    const Channels<T>& channels) {
+  using V = vec_t<T>;
+  const int64_t hw = shape.hw;
+  const T* grad = kGrad ? static_cast<const T*>(a.incoming.grad) + sample * shape.c * hw : nullptr;
+  T* grad_x = static_cast<T*>(a.grad_x) + sample * shape.c * hw;
+  fill_channels(channels, a, hw, sample * shape.c + begin, end - begin);
+  IncomingTile<T> tile;
+  for (int64_t p = 0; p < hw; p += kIncomingTile) {
+    const int64_t n = std::min(kIncomingTile, hw - p);
+    fill_incoming(tile, a.incoming, shape, sample, p, n);
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t start = c * hw + p;
+      const V gate = splat<V>(channels.gate[c - begin]);
+      const V mean = splat<V>(channels.mean[c - begin]);
+      const V maximum = splat<V>(channels.maximum[c - begin]);
+      const VecI position = iota() - (channels.position[c - begin] - static_cast<int32_t>(p));
+      for_vectors(n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
+        const V g = load_grad<kGrad>(grad, start + i, lanes);
+        const VecI highest = load_index(tile.channel + i, lanes) == static_cast<int32_t>(c);
+        const VecI here = position == -static_cast<int32_t>(i);
+        const V arriving = incoming(
+            g,
+            load(tile.gate + i, lanes),
+            load(tile.mean + i, lanes),
+            mask_for<V>(highest),
+            load(tile.maximum + i, lanes));
+        const V back = arriving * gate + mean + (mask_for<V>(here) ? maximum : V{});
+        store(grad_x + start + i, back, lanes);
+      });
+    }
+  }
+}
+
+// (HW, C) of one sample: rows [begin, end).
+template <bool kGrad, typename T>
+RAN_SIMD void rows_pass(
+    const CbamGradX& a,
+    const FeatureShape& shape,
+    int64_t sample,
+    int64_t begin,
+    int64_t end,
+    const Channels<T>& channels) {
+  using V = vec_t<T>;
+  const int64_t c = shape.c;
+  fill_channels(channels, a, shape.hw, sample * c, c);
+  IncomingTile<T> tile;
+  for (int64_t p = begin; p < end; p += kIncomingTile) {
+    const int64_t n = std::min(kIncomingTile, end - p);
+    fill_incoming(tile, a.incoming, shape, sample, p, n);
+    for (int64_t r = 0; r < n; ++r) {
+      const int64_t start = (sample * shape.hw + p + r) * c;
+      const T* grad = kGrad ? static_cast<const T*>(a.incoming.grad) + start : nullptr;
+      T* grad_x = static_cast<T*>(a.grad_x) + start;
+      const V gate = splat<V>(tile.gate[r]);
+      const V mean = splat<V>(tile.mean[r]);
+      const V maximum = splat<V>(tile.maximum[r]);
+      const VecI channel = iota() - tile.channel[r];
+      const int32_t position = static_cast<int32_t>(p + r);
+      for_vectors(c, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
+        const V g = load_grad<kGrad>(grad, i, lanes);
+        const VecI highest = channel == -static_cast<int32_t>(i);
+        const VecI here = load_index(channels.position + i, lanes) == position;
+        const V arriving = incoming(g, gate, mean, mask_for<V>(highest), maximum);
+        const V top = mask_for<V>(here) ? load(channels.maximum + i, lanes) : V{};
+        const V back =
+            arriving * load(channels.gate + i, lanes) + load(channels.mean + i, lanes) + top;
+        store(grad_x + i, back, lanes);
+      });
+    }
+  }
+}
+
+template <bool kGrad, typename T>
+void run(const FeatureShape& shape, const CbamGradX& a) {
+  using A = accumulate_t<T>;
+  const auto part = [&](int64_t sample, int64_t begin, int64_t end) {
+    std::vector<A> factors(3 * shape.c);
+    std::vector<int32_t> position(shape.c);
+    const Channels<T> channels{
+        factors.data(), factors.data() + shape.c, factors.data() + 2 * shape.c, position.data()};
+    const auto pass = shape.channels_last ? rows_pass<kGrad, T> : maps_pass<kGrad, T>;
+    pass(a, shape, sample, begin, end, channels);
+  };
+  if (shape.channels_last) {
+    share(shape.n, shape.hw, shape.c, part);
+  } else {
+    share(shape.n, shape.c, shape.hw, part);
+  }
+}
+
+}  // namespace
+
+void cbam_grad_x(DType dtype, const FeatureShape& shape, const CbamGradX& args) {
+  dispatch(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    args.incoming.grad ? run<true, T>(shape, args) : run<false, T>(shape, args);
+  });
+}
+
+}  // namespace ran::cpu

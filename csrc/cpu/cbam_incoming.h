@@ -1,0 +1,59 @@
+// The gradient that arrives at x * sc, for the second and the third pass of CBAM's backward:
+//   G = g ss + grad_maps[1] / C + (channel == spatial_index) grad_maps[0]
+#pragma once
+
+#include "../cbam.h"
+#include "lanes.h"
+
+namespace ran::cpu {
+
+// Positions of which the factors of G are kept in the first-level cache: 16 KiB of them in float.
+constexpr int64_t kIncomingTile = 1024;
+
+// The factors of G at up to kIncomingTile positions, with the neutral value of every absent term.
+template <typename T>
+struct IncomingTile {
+  using A = accumulate_t<T>;
+  A gate[kIncomingTile];     // ss
+  A mean[kIncomingTile];     // grad_maps[1] / C
+  A maximum[kIncomingTile];  // grad_maps[0]
+  int32_t channel[kIncomingTile];
+};
+
+// Fills `tile` for n positions of a sample from p on.
+template <typename T>
+RAN_INLINE void fill_incoming(
+    IncomingTile<T>& tile,
+    const CbamIncoming& incoming,
+    const FeatureShape& shape,
+    int64_t sample,
+    int64_t p,
+    int64_t n) {
+  using A = accumulate_t<T>;
+  const int64_t hw = shape.hw;
+  const T* logits = static_cast<const T*>(incoming.spatial_logits);
+  const T* maps = static_cast<const T*>(incoming.grad_maps);
+  const T* maximum = maps ? maps + sample * 2 * hw + p : nullptr;
+  fill_gate(logits ? logits + sample * hw + p : nullptr, tile.gate, n);
+  fill_scaled(maximum, A(1), tile.maximum, n);
+  fill_scaled(maximum ? maximum + hw : nullptr, 1 / static_cast<A>(shape.c), tile.mean, n);
+  fill_index(maps ? incoming.spatial_index + sample * hw + p : nullptr, tile.channel, n);
+}
+
+// g, or 0 where there is none.
+template <bool kGrad, typename T, typename Lanes>
+RAN_INLINE vec_t<T> load_grad(const T* grad, int64_t at, Lanes lanes) {
+  if constexpr (kGrad) {
+    return load(grad + at, lanes);
+  } else {
+    return vec_t<T>{};
+  }
+}
+
+// g ss + mean + (here) maximum
+template <typename V, typename M>
+RAN_INLINE V incoming(V g, V gate, V mean, M here, V maximum) {
+  return g * gate + mean + (here ? maximum : V{});
+}
+
+}  // namespace ran::cpu

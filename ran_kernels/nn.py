@@ -1,0 +1,161 @@
+"""The operators as modules."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ran_kernels
+
+from . import backends
+from .cbam_block import Norm, Options, Perceptron, cbam_block
+from .checks import promote, require_device, require_shape, require_tensor
+
+
+class AttentionGate(nn.Module):
+    """`ran_kernels.attention_gate` of (logits, trunk) with fixed options."""
+
+    def __init__(self, residual: bool = True, activation: str = "mixed") -> None:
+        super().__init__()
+        self.residual = residual
+        self.activation = activation
+
+    def forward(self, logits: Tensor, trunk: Tensor) -> Tensor:
+        return ran_kernels.attention_gate(
+            logits, trunk, residual=self.residual, activation=self.activation
+        )
+
+    def extra_repr(self) -> str:
+        return f"residual={self.residual}, activation={self.activation!r}"
+
+
+class UpsampleAdd(nn.Module):
+    """`ran_kernels.upsample_add` of (x, skip) with fixed options."""
+
+    def __init__(self, align_corners: bool = True) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return ran_kernels.upsample_add(x, skip, align_corners=self.align_corners)
+
+    def extra_repr(self) -> str:
+        return f"align_corners={self.align_corners}"
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention: Woo et al., ECCV 2018 (arXiv 1807.06521).
+
+    Channel attention, then spatial attention, and with `shortcut` and `relu` also the end of the
+    residual block around it::
+
+        channel logits = mlp(mean over H×W of x) + mlp(max over H×W of x)
+        x1 = x * sigmoid(channel logits)
+        spatial logits = norm(conv([max over C of x1, mean over C of x1]))
+        x2 = x1 * sigmoid(spatial logits) (+ shortcut) (, ReLU)
+
+    The defaults are the authors' module. timm's CbamModule is ``CBAM(channels, rounding=True,
+    mlp_bias=False, mean_first=True, norm_momentum=0.1, norm_weight=1.0)``.
+
+    Kernels run it as one autograd node that saves x and small maps for the backward pass: about
+    4/C of x's size, and its own result with `relu`. It runs as the composition of the
+    operators instead on the reference backend, in torch.export, and where a part has been replaced
+    by another kind of module or has hooks, which the node would not call.
+
+    Args:
+        channels: of x.
+        reduction: the perceptron's hidden layer has channels / reduction units.
+        kernel_size: of the spatial attention's convolution, odd.
+        rounding: round channels / reduction to the nearest (at least 1), instead of down.
+        mlp_bias: whether the perceptron's two layers have biases.
+        mean_first: the convolution's input is [mean, max] instead of [max, mean].
+        norm_momentum: of the spatial attention's batch normalisation.
+        norm_weight: its scale at the start. With 0, spatial attention starts as the factor 1/2.
+
+    Raises:
+        ValueError: a size is not positive, or `kernel_size` is even.
+    """
+
+    _PARTS = (nn.Linear, nn.Linear, nn.Conv2d, nn.BatchNorm2d)
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        *,
+        rounding: bool = False,
+        mlp_bias: bool = True,
+        mean_first: bool = False,
+        norm_momentum: float = 0.01,
+        norm_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden = max(1, (2 * channels + reduction) // (2 * reduction))
+        if not rounding:
+            hidden = channels // reduction
+            if hidden < 1:
+                raise ValueError(
+                    f"channels: expected at least reduction={reduction}, got {channels}"
+                )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
+        self.mean_first = mean_first
+        self.fc1 = nn.Linear(channels, hidden, bias=mlp_bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=mlp_bias)
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(1, momentum=norm_momentum)
+        nn.init.constant_(self.norm.weight, norm_weight)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """CBAM of x (N, C, H, W), plus `shortcut` (N, C, H, W), through a ReLU with `relu`."""
+        require_tensor("x", x)
+        channels = self.fc1.in_features
+        require_shape("x", x, (x.shape[0], channels, *x.shape[2:]), f"with {channels} channels")
+        if shortcut is not None:
+            require_tensor("shortcut", shortcut)
+            require_shape("shortcut", shortcut, x.shape, "as x")
+            require_device("shortcut", shortcut, "x", x)
+            x, shortcut = promote(x, shortcut)
+        backend = backends.choose("cbam_gate", x)
+        statistics = self._node_statistics(x)
+        if backend == "reference" or torch.compiler.is_exporting() or statistics is None:
+            return self._composed(x, shortcut, relu)
+        fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return cbam_block(
+            x,
+            shortcut,
+            Perceptron(fc1.weight, fc1.bias, fc2.weight, fc2.bias),
+            conv.weight,
+            Norm(norm.weight, norm.bias, *statistics),
+            Options(backend, relu, self.mean_first, norm.training, norm.momentum or 0.0, norm.eps),
+        )
+
+    def extra_repr(self) -> str:
+        return f"mean_first={self.mean_first}"
+
+    def _composed(self, x: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+        mean, maximum = ran_kernels.channel_pool(x)
+        channel = self._mlp(mean) + self._mlp(maximum)
+        maps = ran_kernels.spatial_pool(x, channel)
+        spatial = self.norm(self.conv(maps.flip(1) if self.mean_first else maps))
+        return ran_kernels.cbam_gate(x, channel, spatial, shortcut=shortcut, relu=relu)
+
+    def _mlp(self, pooled: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(pooled)))
+
+    def _node_statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The running mean and variance that the node works with, None where it cannot run.
+
+        It runs where the parts are what they were built as, with nothing hung on them. A batch with
+        a single value is left to BatchNorm2d, which refuses it in training.
+        """
+        for part, kind in zip(self.children(), self._PARTS, strict=True):
+            hooks = part._forward_pre_hooks or part._forward_hooks or part._backward_hooks
+            if type(part) is not kind or hooks:
+                return None
+        mean, var = self.norm.running_mean, self.norm.running_var
+        if mean is None or var is None or self.norm.momentum is None:
+            return None
+        return (mean, var) if x.shape[0] * x.shape[2] * x.shape[3] > 1 else None
