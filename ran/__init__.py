@@ -1,6 +1,17 @@
-"""Residual Attention Networks in PyTorch."""
+"""Residual Attention Networks and ResNets with CBAM in PyTorch."""
 
 from .attention import AttentionFeatures, AttentionModule, SoftMaskBranch
+from .cbam import CbamGates, CbamResNet
+from .cbam_registry import (
+    cbam_resnet18,
+    cbam_resnet34,
+    cbam_resnet50,
+    cbam_resnet101,
+    cbam_resnext50_32x4d,
+    cbam_resnext101_32x4d,
+    cbam_wide_resnet18_1_5,
+    cbam_wide_resnet18_2,
+)
 from .network import ResidualAttentionNetwork
 from .profile import count_multiply_adds, count_parameters
 from .registry import (
@@ -32,6 +43,8 @@ from .spec import NetworkSpec
 __all__ = [
     "AttentionFeatures",
     "AttentionModule",
+    "CbamGates",
+    "CbamResNet",
     "NetworkSpec",
     "ResidualAttentionNetwork",
     "SoftMaskBranch",
@@ -55,6 +68,14 @@ __all__ = [
     "attention452_cifar",
     "attentionnext56",
     "attentionnext92",
+    "cbam_resnet18",
+    "cbam_resnet34",
+    "cbam_resnet50",
+    "cbam_resnet101",
+    "cbam_resnext50_32x4d",
+    "cbam_resnext101_32x4d",
+    "cbam_wide_resnet18_1_5",
+    "cbam_wide_resnet18_2",
     "count_multiply_adds",
     "count_parameters",
     "create_model",
