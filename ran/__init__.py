@@ -28,10 +28,12 @@ from .registry import (
     list_models,
 )
 from .spec import NetworkSpec
+from .weights import LoadReport, load_checkpoint
 
 __all__ = [
     "AttentionFeatures",
     "AttentionModule",
+    "LoadReport",
     "NetworkSpec",
     "ResidualAttentionNetwork",
     "SoftMaskBranch",
@@ -59,4 +61,5 @@ __all__ = [
     "count_parameters",
     "create_model",
     "list_models",
+    "load_checkpoint",
 ]
