@@ -19,7 +19,7 @@ _UNCOUNTED = "the checkpoint does not count batches"
 
 def load_checkpoint(
     model: nn.Module,
-    weights: str | Path | Mapping[str, Any],
+    path_or_state_dict: str | Path | Mapping[str, Any],
     source: str = "auto",
     strict: bool = True,
 ) -> LoadReport:
@@ -30,9 +30,9 @@ def load_checkpoint(
 
     Args:
         model: from ``ran.create_model``. Its tensors keep their dtype and device.
-        weights: a .pt, .pth, .pkl, .tar, .bin, .ckpt, .safetensors or .npz file, or what such a
-            file may hold: tensors or arrays by name, perhaps nested ("state_dict", "model", …) or
-            with a prefix ("module.", …). Nothing in a file is executed.
+        path_or_state_dict: a .pt, .pth, .pkl, .tar, .bin, .ckpt, .safetensors or .npz file, or
+            what such a file may hold: tensors or arrays by name, perhaps nested ("state_dict",
+            "model", …) or with a prefix ("module.", …). Nothing in a file is executed.
         source: whose names the weights have; "auto" recognises it from them:
 
             - "ran": this package's own.
@@ -46,7 +46,8 @@ def load_checkpoint(
             - "resnet": plain residual networks of torchvision or timm, into a CBAM network, whose
               CBAM modules keep the values they have.
         strict: refuse weights that do not fill the model or that it has no place for. Otherwise
-            what fits is loaded, and the report lists the rest.
+            what fits is loaded, such as all but a classifier of other classes, and the report
+            lists the rest.
 
     Raises:
         UserError: a ValueError of one line. The file is missing, damaged, holds code or something
@@ -57,12 +58,13 @@ def load_checkpoint(
     """
     require_choice("source", ("auto", *SOURCES), source)
     try:
-        tensors = read_tensors(weights)
+        tensors = read_tensors(path_or_state_dict)
         source = recognise(tensors) if source == "auto" else source
         plan = SOURCES[source].plan(model, tensors)
         return _load(model, tensors, plan, source, strict)
     except UserError as error:
-        where = "weights" if isinstance(weights, Mapping) else weights
+        given = isinstance(path_or_state_dict, Mapping)
+        where = "state_dict" if given else path_or_state_dict
         raise UserError(f"{where}: {error}") from None
 
 

@@ -66,7 +66,12 @@ def _read_file(path: Path) -> Any:
 def _reason(suffix: str, error: Exception) -> str:
     """Why a file of that suffix could not be read, in one line."""
     if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"expected tensors and numbers alone, it also asks to run {forbidden[1]}"
+        return (
+            f"expected tensors and numbers alone, it also asks to run {forbidden[1]}; "
+            "save its state_dict by itself where you trust it"
+        )
+    if isinstance(error, PermissionError):
+        return "expected a file that may be read, permission was denied"
     if suffix == ".npz" and "allow_pickle" in str(error):
         return "expected arrays of numbers alone, it also holds pickled objects"
     kind = suffix[1:] if suffix in (".npz", ".safetensors") else "PyTorch"
