@@ -75,10 +75,10 @@ def _load(
     ready: dict[str, Tensor] = {}
     left, differences = dict(plan.left), Differences()
     for name, target in state.items():
-        theirs = plan.names[name]
-        value = tensors.get(theirs)
         if name in plan.left:
             continue
+        theirs = plan.names[name]
+        value = tensors.get(theirs)
         if name in plan.zeros:
             ready[name] = torch.zeros_like(target)
         elif value is None and name.endswith(".num_batches_tracked"):
