@@ -39,12 +39,14 @@ from .registry import (
     list_models,
 )
 from .spec import NetworkSpec
+from .weights import LoadReport, load_checkpoint
 
 __all__ = [
     "AttentionFeatures",
     "AttentionModule",
     "CbamGates",
     "CbamResNet",
+    "LoadReport",
     "NetworkSpec",
     "ResidualAttentionNetwork",
     "SoftMaskBranch",
@@ -80,4 +82,5 @@ __all__ = [
     "count_parameters",
     "create_model",
     "list_models",
+    "load_checkpoint",
 ]
