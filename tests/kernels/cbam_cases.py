@@ -33,9 +33,5 @@ def spatial_logits(x: Tensor) -> Tensor:
 
 
 def fits(place: Place, shape: tuple[int, ...]) -> bool:
-<<<<<<< ours
     """Whether the place is fast enough for the shape: Triton's interpreter is for small ones."""
-=======
-    """Whether the place is fast enough for the shape; Triton's interpreter is for small ones."""
->>>>>>> theirs
     return str(place) != "triton-cpu" or torch.Size(shape).numel() < 10_000
