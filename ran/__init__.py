@@ -1,6 +1,17 @@
-"""Residual Attention Networks in PyTorch."""
+"""Residual Attention Networks and ResNets with CBAM in PyTorch."""
 
 from .attention import AttentionFeatures, AttentionModule, SoftMaskBranch
+from .cbam import CbamGates, CbamResNet
+from .cbam_registry import (
+    cbam_resnet18,
+    cbam_resnet34,
+    cbam_resnet50,
+    cbam_resnet101,
+    cbam_resnext50_32x4d,
+    cbam_resnext101_32x4d,
+    cbam_wide_resnet18_1_5,
+    cbam_wide_resnet18_2,
+)
 from .network import ResidualAttentionNetwork
 from .profile import count_multiply_adds, count_parameters
 from .registry import (
@@ -28,10 +39,14 @@ from .registry import (
     list_models,
 )
 from .spec import NetworkSpec
+from .weights import LoadReport, load_checkpoint
 
 __all__ = [
     "AttentionFeatures",
     "AttentionModule",
+    "CbamGates",
+    "CbamResNet",
+    "LoadReport",
     "NetworkSpec",
     "ResidualAttentionNetwork",
     "SoftMaskBranch",
@@ -55,8 +70,17 @@ __all__ = [
     "attention452_cifar",
     "attentionnext56",
     "attentionnext92",
+    "cbam_resnet18",
+    "cbam_resnet34",
+    "cbam_resnet50",
+    "cbam_resnet101",
+    "cbam_resnext50_32x4d",
+    "cbam_resnext101_32x4d",
+    "cbam_wide_resnet18_1_5",
+    "cbam_wide_resnet18_2",
     "count_multiply_adds",
     "count_parameters",
     "create_model",
     "list_models",
+    "load_checkpoint",
 ]

@@ -1,6 +1,9 @@
 """Checks of arguments that name what was expected and what came."""
 
 from collections.abc import Collection
+from difflib import get_close_matches
+
+from torch import Tensor
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -22,3 +25,31 @@ def is_count(value: object, least: int) -> bool:
 def require_count(name: str, least: int, got: object) -> None:
     """Raise ValueError unless ``got`` is an integer of at least ``least``."""
     require(is_count(got, least), name, f"an integer of at least {least}", got)
+
+
+def require_known(name: str, known: Collection[str], got: str, *, listed: str = "") -> None:
+    """Raise ValueError unless ``got`` is one of ``known``, with the nearest of them.
+
+    ``listed``: where the reader finds them, in place of all of them.
+    """
+    if got not in known:
+        near = get_close_matches(got, known)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"{name}: expected one of {listed or ', '.join(known)}, got {got!r}{hint}")
+
+
+def require_head(num_classes: int, global_pool: str) -> None:
+    """Raise ValueError unless a classifier of ``num_classes`` can follow the pooling."""
+    require_count("num_classes", 0, num_classes)
+    require_choice("global_pool", ("avg", ""), global_pool)
+    pooled = global_pool != "" or num_classes == 0
+    require(pooled, "global_pool", "'avg', as there is a classifier", global_pool)
+
+
+def require_images(x: Tensor, in_chans: int, least: int) -> None:
+    """Raise ValueError unless x is (N, in_chans, H, W) with H and W of at least ``least``."""
+    if x.ndim != 4 or x.shape[1] != in_chans or x.shape[2] < least or x.shape[3] < least:
+        raise ValueError(
+            f"x: expected shape (N, {in_chans}, H, W) with H and W of at least {least}, "
+            f"got {tuple(x.shape)}"
+        )

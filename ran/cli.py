@@ -197,6 +197,30 @@ def masks(
     typer.echo(f"Written: {output}")
 
 
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Names to print, such as 'cbam_*'.")] = "*",
+) -> None:
+    """Print the networks: size, cost, and the error their authors published."""
+    from fnmatch import fnmatch
+
+    from .catalogue import catalogue
+
+    rows = [row for row in catalogue() if fnmatch(row.name, pattern)]
+    if not rows:
+        raise UserError(f"pattern: expected one that fits a network's name, got {pattern!r}")
+    table = Table("name", "parameters", "multiply-adds", "input", "published error, %")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.multiply_adds / 1e9:.3f} G",
+            "×".join(map(str, row.input_size)),
+            "\n".join(map(str, row.published)),
+        )
+    Console().print(table)
+
+
 def _key_and_value(option: str) -> tuple[str, Any]:
     """``KEY=VALUE`` as a pair; VALUE is a Python literal (number, list, True) or else a string."""
     key, equals, text = option.partition("=")

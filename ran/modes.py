@@ -1,10 +1,14 @@
 """Temporary modes of a network, undone on the way out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = batches
 
 
-def recompute_contexts(
+def _recompute_contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a checkpointed block's forward and of its recomputation in the backward.
@@ -45,3 +49,13 @@ def recompute_contexts(
     The recomputation must not count the batch into the running statistics a second time.
     """
     return nullcontext(), _frozen_statistics(block)
+
+
+def checkpointed(block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``forward(x)``, a function of ``block``, computed again in the backward instead of stored."""
+    options: dict[str, Any] = {"use_reentrant": False}
+    # A compiled graph writes running statistics once, outside what it recomputes, and takes no
+    # contexts.
+    if not is_compiling():
+        options["context_fn"] = partial(_recompute_contexts, block)
+    return checkpoint(forward, x, **options)

@@ -2,19 +2,16 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead
 from torch import Tensor, nn
-from torch.compiler import is_compiling
-from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionFeatures, AttentionModule
-from .checks import require, require_choice, require_count
-from .modes import evaluating, recompute_contexts
+from .checks import require, require_choice, require_count, require_head, require_images
+from .modes import checkpointed, evaluating
 from .spec import NetworkSpec
 from .units import UNITS, init_weights, max_pool
 
@@ -64,13 +61,6 @@ def _tail(spec: NetworkSpec) -> nn.Sequential:
     return nn.Sequential(blocks)
 
 
-def _check_head(num_classes: int, global_pool: str) -> None:
-    require_count("num_classes", 0, num_classes)
-    require_choice("global_pool", ("avg", ""), global_pool)
-    pooled = global_pool != "" or num_classes == 0
-    require(pooled, "global_pool", "'avg', as there is a classifier", global_pool)
-
-
 class ResidualAttentionNetwork(nn.Module):
     """Residual attention network, images (N, in_chans, H, W) to logits (N, num_classes).
 
@@ -94,7 +84,7 @@ class ResidualAttentionNetwork(nn.Module):
         super().__init__()
         require_count("in_chans", 1, in_chans)
         require(0 <= drop_rate <= 1, "drop_rate", "a probability", drop_rate)
-        _check_head(num_classes, global_pool)
+        require_head(num_classes, global_pool)
         self.spec = spec
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -132,23 +122,13 @@ class ResidualAttentionNetwork(nn.Module):
         self.apply(init_weights)
 
     def _check(self, x: Tensor) -> None:
-        least = self.minimum_size
-        if x.ndim != 4 or x.shape[1] != self.in_chans or x.shape[2] < least or x.shape[3] < least:
-            raise ValueError(
-                f"x: expected shape (N, {self.in_chans}, H, W) with H and W of at least {least}, "
-                f"got {tuple(x.shape)}"
-            )
+        require_images(x, self.in_chans, self.minimum_size)
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if not self.grad_checkpointing:
             return stage(x)
         for block in stage.children():
-            # A compiled graph writes running statistics once, outside what it recomputes, and
-            # takes no contexts.
-            options: dict[str, Any] = {"use_reentrant": False}
-            if not is_compiling():
-                options["context_fn"] = partial(recompute_contexts, block)
-            x = checkpoint(block, x, **options)
+            x = checkpointed(block, block, x)
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -232,7 +212,7 @@ class ResidualAttentionNetwork(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a newly initialised one of ``num_classes``, 0 for none."""
         current = self.head.global_pool.pool_type
-        _check_head(num_classes, current if global_pool is None else global_pool)
+        require_head(num_classes, current if global_pool is None else global_pool)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
         self.head.apply(init_weights)
@@ -259,8 +239,10 @@ class ResidualAttentionNetwork(nn.Module):
     def attention_masks(self, x: Tensor) -> dict[str, Tensor]:
         """The soft masks M (N, C, H', W') of images x (N, in_chans, H, W), by module name.
 
-        In module order, at each module's own size. Runs in evaluation mode and without gradients,
-        and leaves every module's mode and running statistics as they were.
+        Each is the M that the gate multiplies with, in [0, 1]; with ``activation="channel"`` in
+        [-1, 1], as features divided by their norm keep their signs (equation 5). In module order,
+        at each module's own size. Runs in evaluation mode and without gradients, and leaves every
+        module's mode and running statistics as they were.
         """
         with evaluating(self):
             return {name: features.mask for name, features in self._trace_attention(x)}

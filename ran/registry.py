@@ -1,14 +1,15 @@
 """The named networks: their plans, factories and registration with timm."""
 
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 from timm.models import build_model_with_cfg, model_entrypoint, register_model
 from torch import nn
 
-from .checks import require
+from .cbam_registry import CBAM_PLANS
+from .checks import require, require_known
 from .network import ResidualAttentionNetwork
+from .options import require_options
 from .spec import SPEC_FIELDS, NetworkSpec
 
 _WIDE = NetworkSpec(
@@ -88,8 +89,12 @@ default_cfgs = {
 }
 
 
+_OPTIONS = SPEC_FIELDS | {"width_multiplier"}
+
+
 def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetwork:
     require(not pretrained, "pretrained", f"False, as {name} has no published weights", pretrained)
+    require_options(options, _OPTIONS)
     spec = SPECS[name].scaled(options.pop("width_multiplier", 1.0))
     spec = replace(spec, **{key: options.pop(key) for key in SPEC_FIELDS & options.keys()})
     features = 1 + len(spec.modules) + (spec.tail_units > 0)
@@ -229,21 +234,19 @@ def attention92_cifar_pool(pretrained: bool = False, **options: Any) -> Residual
 
 def list_models() -> list[str]:
     """The names :func:`create_model` knows."""
-    return list(SPECS)
+    return [*SPECS, *CBAM_PLANS]
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
     """A network by its name.
 
-    Options: ``num_classes``, ``in_chans``, ``global_pool`` and ``drop_rate`` of
-    :class:`ResidualAttentionNetwork`; ``width_multiplier``, which scales every width of the plan;
-    any field of :class:`NetworkSpec`, in place of the plan's; ``features_only`` with
-    ``out_indices`` for timm's feature extractor.
+    Options of all: ``num_classes``, ``in_chans``, ``global_pool`` and ``drop_rate``;
+    ``features_only`` with ``out_indices`` for timm's feature extractor. Of residual attention
+    networks: any field of :class:`NetworkSpec`, in place of the plan's, and ``width_multiplier``,
+    which scales every width of it. Of CBAM networks: the arguments of :class:`ran.CbamResNet`.
 
-    Raises ValueError for an unknown name, with near ones, and for a value that cannot be built.
+    Raises ValueError for an unknown name or option, with near ones, and for a value that cannot
+    be built.
     """
-    if name not in SPECS:
-        near = get_close_matches(name, SPECS)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"name: expected one of ran.list_models(), got {name!r}{hint}")
+    require_known("name", list_models(), name, listed="ran.list_models()")
     return model_entrypoint(name)(**options)

@@ -10,17 +10,20 @@ from .attention_gate import attention_gate, attention_mask
 from .backends import BackendError, backend, can_run
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
+from .fuse import FuseReport, fuse
 from .spatial_pool import spatial_pool
 from .upsample import upsample, upsample_add
 
 __all__ = [
     "BackendError",
+    "FuseReport",
     "attention_gate",
     "attention_mask",
     "backend",
     "can_run",
     "cbam_gate",
     "channel_pool",
+    "fuse",
     "nn",
     "spatial_pool",
     "upsample",

@@ -132,15 +132,23 @@ class CBAM(nn.Module):
             Options(backend, relu, self.mean_first, norm.training, norm.momentum or 0.0, norm.eps),
         )
 
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What x (N, C, H, W) is multiplied by: (N, C, 1, 1) and (N, 1, H, W), in [0, 1]."""
+        channel, spatial = self._logits(x)
+        return channel.sigmoid()[:, :, None, None], spatial.sigmoid()
+
     def extra_repr(self) -> str:
         return f"mean_first={self.mean_first}"
 
     def _composed(self, x: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+        channel, spatial = self._logits(x)
+        return ran_kernels.cbam_gate(x, channel, spatial, shortcut=shortcut, relu=relu)
+
+    def _logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, maximum = ran_kernels.channel_pool(x)
         channel = self._mlp(mean) + self._mlp(maximum)
         maps = ran_kernels.spatial_pool(x, channel)
-        spatial = self.norm(self.conv(maps.flip(1) if self.mean_first else maps))
-        return ran_kernels.cbam_gate(x, channel, spatial, shortcut=shortcut, relu=relu)
+        return channel, self.norm(self.conv(maps.flip(1) if self.mean_first else maps))
 
     def _mlp(self, pooled: Tensor) -> Tensor:
         return self.fc2(F.relu(self.fc1(pooled)))

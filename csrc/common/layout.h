@@ -14,8 +14,8 @@ namespace ran {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// The rule of the house, the same in ran_kernels/layouts.py: channels_last where a position's channels
-// lie side by side, contiguous otherwise.
+// The layout of results, by the same rule as in ran_kernels/layouts.py: channels_last where a
+// position's channels lie side by side, contiguous otherwise.
 inline bool is_channels_last(const Tensor& t) {
   return t.stride(1) == 1 && t.stride(3) != 1;
 }

@@ -59,7 +59,7 @@ template <typename E>
 using Lanes = std::array<E, kLanes>;
 
 // A row is stretched kLanes targets at a time where the source elements they read lie within one
-// vector: that and two shuffles bring every lane its two taps. Any enlargement by 7 / 6 or more fits.
+// vector: that and two shuffles bring every lane its two taps. Enlargement by 7 / 6 or more fits.
 struct StretchStep {
   int base;  // the vector begins at this source element
   Lanes<int32_t> first;

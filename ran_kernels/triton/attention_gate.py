@@ -48,7 +48,8 @@ def attention_gate_backward_kernel(
 
 # The activations "channel" and "spatial" standardise groups: z = (logit - center) * scale.
 # A tensor is (outer, members, inner): group q starts at (q // inner) * members * inner + q % inner
-# and its members are `inner` apart. A program has GROUPS of them and walks MEMBERS at a time.
+# and its members are `inner` apart. A program has GROUPS of them and walks MEMBERS at a time, in a
+# `while`: the interpreter of Triton 3.6 takes none of its own integers as the bound of a `range`.
 
 
 @triton.jit
@@ -70,16 +71,20 @@ def _standard(
     """center and scale of each group."""
     center = tl.zeros((GROUPS,), ACC)
     if ACTIVATION != CHANNEL:
-        for start in range(0, members, MEMBERS):
+        start = 0
+        while start < members:
             at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
             center += tl.sum(widen(tl.load(logits + at, mask=inside, other=0.0)), axis=0)
+            start += MEMBERS
         center = center / members
     square = tl.zeros((GROUPS,), ACC)
-    for start in range(0, members, MEMBERS):
+    start = 0
+    while start < members:
         # A second walk: the difference of sums of squares would cancel.
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
         d = widen(tl.load(logits + at, mask=inside, other=0.0)) - center[None, :]
         square += tl.sum(tl.where(inside, d * d, 0.0), axis=0)
+        start += MEMBERS
     if ACTIVATION == CHANNEL:
         norm = tl.sqrt(square)
         scale = 1.0 / tl.where(norm < CHANNEL_EPS, CHANNEL_EPS, norm)  # a NaN stays one
@@ -97,7 +102,8 @@ def attention_gate_groups_kernel(
     center, scale = _standard(
         logits, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
-    for start in range(0, members, MEMBERS):
+    start = 0
+    while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
         logit = widen(tl.load(logits + at, mask=inside, other=0.0))
         t = widen(tl.load(trunk + at, mask=inside, other=0.0))
@@ -105,6 +111,7 @@ def attention_gate_groups_kernel(
         mask = z if ACTIVATION == CHANNEL else sigmoid(z)
         result = (1.0 + mask) * t if RESIDUAL else mask * t
         tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+        start += MEMBERS
 
 
 @triton.jit
@@ -136,11 +143,13 @@ def attention_gate_groups_backward_kernel(
     )  # fmt: skip
     first = tl.zeros((GROUPS,), ACC)
     second = tl.zeros((GROUPS,), ACC)
-    for start in range(0, members, MEMBERS):
+    start = 0
+    while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
         g, z, mask, u = _grads(grad, logits, trunk, at, inside, center, scale, ACTIVATION)
         first += tl.sum(u, axis=0)
         second += tl.sum(tl.where(inside, u * z, 0.0), axis=0)
+        start += MEMBERS
     # d out / d logit = scale * (u - first - z * second)
     #   channel: first = 0,           second = sum(u z), or 0 where the norm was clamped
     #   spatial: first = sum(u) / R,  second = sum(u z) / R
@@ -150,13 +159,15 @@ def attention_gate_groups_backward_kernel(
     else:
         first = first / members
         second = second / members
-    for start in range(0, members, MEMBERS):
+    start = 0
+    while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
         g, z, mask, u = _grads(grad, logits, trunk, at, inside, center, scale, ACTIVATION)
         to_logits = scale[None, :] * (u - first[None, :] - z * second[None, :])
         to_trunk = g * (1.0 + mask) if RESIDUAL else g * mask
         tl.store(grad_logits + at, to_logits.to(grad_logits.dtype.element_ty), mask=inside)
         tl.store(grad_trunk + at, to_trunk.to(grad_trunk.dtype.element_ty), mask=inside)
+        start += MEMBERS
 
 
 def _groups(t: Tensor, activation: int) -> tuple[int, int, int]:

@@ -105,10 +105,10 @@ def upsample_kernel(
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=("source_size", "target_size", "over", "under", "steps"))
+@triton.jit(do_not_specialize=("source_size", "target_size", "over", "under"))
 def upsample_backward_kernel(
-    grad, grad_x, rows, inner, source_size, target_size, over, under, steps,
-    ALIGN: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr,
+    grad, grad_x, rows, inner, source_size, target_size, over, under,
+    STEPS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     # Along one axis: grad is (outer, target_size, inner), grad_x is (outer, source_size, inner) and
     # has outer · source_size rows. One axis after the other takes the sum of their steps, both at
@@ -123,7 +123,7 @@ def upsample_backward_kernel(
     # `over` is 0 where every target reads element 0, and the step between sources is not used.
     first = first_target(source, quotient(under, tl.maximum(over, 1), grad_x), ALIGN)
     total = tl.zeros((ROWS, INNER), scale.dtype)
-    for i in range(steps):
+    for i in range(STEPS):
         target = first + i
         upper, lower, low = tap_of(target, source_size, target_size, scale, ALIGN)
         reads = (target < target_size) & ((upper == source) | (lower == source))
@@ -192,7 +192,7 @@ def _gather(
         target,
         over,
         under,
-        _steps(source, over, under, target),
+        STEPS=_steps(source, over, under, target),
         ALIGN=align_corners,
         ROWS=1024 // block,
         INNER=block,

@@ -73,3 +73,14 @@ def test_masks_leave_the_modes_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="fails"):
         model.attention_masks(torch.randn(1, 3, 32, 32))
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("activation", "lowest"), [("mixed", 0.0), ("spatial", 0.0), ("channel", -1.0)]
+)
+def test_range_of_the_masks(activation: str, lowest: float) -> None:
+    model = randomise(small(activation=activation))
+    masks = model.attention_masks(torch.randn(2, 3, 32, 32)).values()
+    assert all(mask.min() >= lowest and mask.max() <= 1 for mask in masks)
+    # Channel attention divides by a norm, which keeps signs: the mask is shown as it multiplies.
+    assert any(mask.min() < 0 for mask in masks) == (activation == "channel")

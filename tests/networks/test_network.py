@@ -13,7 +13,7 @@ from tests.networks.helpers import build, gradients, randomise, relative, small
 
 IMAGENET = ("attention56", "attention92", "attentionnext56", "attention92_448")
 #: The deeper ones differ from these in the number of modules alone.
-SHALLOW = [name for name in ran.list_models() if sum(SPECS[name].modules) <= 9]
+SHALLOW = [name for name, spec in SPECS.items() if sum(spec.modules) <= 9]
 
 
 @pytest.mark.parametrize("name", SHALLOW)

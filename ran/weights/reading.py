@@ -1,0 +1,107 @@
+"""Files and nested dictionaries to one flat dictionary of named tensors."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import UserError
+
+#: What ``torch.save`` is asked to write to.
+TORCH_SUFFIXES = (".pt", ".pth", ".pkl", ".tar", ".bin", ".ckpt")
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz")
+#: Where trainings put the weights among other things, most specific first.
+NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
+#: What wrappers write in front of every name.
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+
+
+def read_tensors(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by name, from a file or from a dictionary as a file may hold.
+
+    Dictionaries nested under the names of ``NESTED`` are unwrapped, ``PREFIXES`` that every name
+    has are removed, NumPy arrays become tensors, and a list of arrays becomes ``name.0``,
+    ``name.1`` and so on. Nothing in a file is executed.
+
+    Raises UserError, in one line without the file's name, where that is not what it holds.
+    """
+    content = weights if isinstance(weights, Mapping) else _read_file(Path(weights))
+    tensors: dict[str, Tensor] = {}
+    for name, value in _unwrap(content).items():
+        if isinstance(value, list | tuple):
+            tensors |= {f"{name}.{index}": _tensor(name, item) for index, item in enumerate(value)}
+        else:
+            tensors[name] = _tensor(name, value)
+    if not tensors:
+        raise UserError("expected tensors by name, got empty lists")
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError("expected a file of weights, found none there")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"expected one of {', '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}")
+    # Where a reader stops in a damaged or hostile file, and with which exception, depends on the
+    # bytes: any failure to read is one and the same to the user.
+    try:
+        if suffix == ".safetensors":
+            return load_file(path)
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(_reason(suffix, error)) from None
+
+
+def _reason(suffix: str, error: Exception) -> str:
+    """Why a file of that suffix could not be read, in one line."""
+    if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"expected tensors and numbers alone, it also asks to run {forbidden[1]}; "
+            "save its state_dict by itself where you trust it"
+        )
+    if isinstance(error, PermissionError):
+        return "expected a file that may be read, permission was denied"
+    if suffix == ".npz" and "allow_pickle" in str(error):
+        return "expected arrays of numbers alone, it also holds pickled objects"
+    kind = suffix[1:] if suffix in (".npz", ".safetensors") else "PyTorch"
+    return f"expected a {kind} file of weights, this one is damaged or of another kind"
+
+
+def _unwrap(content: Any) -> Mapping[str, Any]:
+    # A dictionary may hold itself: no training nests deeper than this.
+    for _ in range(3):
+        if isinstance(content, Mapping):
+            inner = (content[key] for key in NESTED if isinstance(content.get(key), Mapping))
+            content = next(inner, content)
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"expected tensors by name, got {_kind(content)}")
+    if strange := [name for name in content if not isinstance(name, str)]:
+        raise UserError(f"expected tensors by name, got {strange[0]!r} for a name")
+    return content
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        # Arrays may be of the other byte order, which tensors cannot be.
+        value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+    if not isinstance(value, Tensor):
+        raise UserError(f"expected tensors by name, {name} is {_kind(value)}")
+    if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
+        raise UserError(f"{name}: expected a dense tensor of real numbers")
+    return value.detach()
+
+
+def _kind(value: Any) -> str:
+    empty = isinstance(value, Mapping) and not value
+    return "an empty dictionary" if empty else f"of type {type(value).__name__}"

@@ -1,0 +1,75 @@
+"""What became of every tensor of a checkpoint and of a model."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+#: How many names an error lists of each kind.
+LISTED = 3
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`ran.load_checkpoint` did. ``str(report)`` is a summary of a few lines."""
+
+    source: str
+    """Whose names the checkpoint has: a key of ``ran.weights.sources.SOURCES``."""
+    loaded: tuple[str, ...]
+    """The model's tensors that took a tensor of the checkpoint."""
+    adapted: dict[str, str]
+    """Of the model's tensors, those not equal to the checkpoint's: by name, what was done."""
+    left: dict[str, str]
+    """The model's tensors that are as they were: by name, why."""
+    ignored: dict[str, str]
+    """The checkpoint's tensors that its own network does not use: by name, why."""
+    unexpected: tuple[str, ...]
+    """The checkpoint's tensors that the model has no place for."""
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded from {self.source} names"]
+        for title, reasons in (
+            ("adapted", self.adapted),
+            ("left as they were", self.left),
+            ("ignored", self.ignored),
+        ):
+            for reason in dict.fromkeys(reasons.values()):
+                names = [name for name, why in reasons.items() if why == reason]
+                lines.append(f"{len(names)} {title} ({reason}): {listed(names)}")
+        if self.unexpected:
+            lines.append(f"{len(self.unexpected)} unexpected: {listed(self.unexpected)}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Differences:
+    """What keeps a checkpoint from filling a model."""
+
+    missing: list[str] = field(default_factory=list)
+    """Names of tensors, as the checkpoint would call them."""
+    unexpected: list[str] = field(default_factory=list)
+    shapes: dict[str, str] = field(default_factory=dict)
+    """By the checkpoint's name, what was expected and what came."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} missing: {listed(self.missing)}")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} unexpected: {listed(self.unexpected)}")
+        if self.shapes:
+            shapes = [f"{name} expected {what}" for name, what in self.shapes.items()]
+            parts.append(f"{len(self.shapes)} of another shape: {listed(shapes)}")
+        return "; ".join(parts)
+
+
+def listed(names: list[str] | tuple[str, ...]) -> str:
+    """The first few names, and that there are more."""
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
+
+
+def shapes_differ(expected: Tensor, got: Tensor) -> str:
+    """Two shapes in words, for ``Differences.shapes``."""
+    return f"{tuple(expected.shape)}, got {tuple(got.shape)}"
