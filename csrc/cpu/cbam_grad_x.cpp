@@ -41,6 +41,7 @@ RAN_SIMD void maps_pass(
     int64_t begin,
     int64_t end,
     const Channels<T>& channels) {
+  using A = accumulate_t<T>;
   using V = vec_t<T>;
   const int64_t hw = shape.hw;
   const T* grad = kGrad ? static_cast<const T*>(a.incoming.grad) + sample * shape.c * hw : nullptr;
@@ -54,20 +55,27 @@ RAN_SIMD void maps_pass(
       const int64_t start = c * hw + p;
       const V gate = splat<V>(channels.gate[c - begin]);
       const V mean = splat<V>(channels.mean[c - begin]);
-      const V maximum = splat<V>(channels.maximum[c - begin]);
-      const VecI position = iota() - (channels.position[c - begin] - static_cast<int32_t>(p));
-      for_vectors(n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
+      const VecI channel = splat<VecI>(static_cast<int32_t>(c));
+      const auto back = [&](int64_t i, auto lanes) RAN_INLINE_LAMBDA {
         const V g = load_grad<kGrad>(grad, start + i, lanes);
-        const VecI highest = load_index(tile.channel + i, lanes) == static_cast<int32_t>(c);
-        const VecI here = position == -static_cast<int32_t>(i);
+        const VecI highest = load_index(tile.channel + i, lanes) == channel;
         const V arriving = incoming(
             g,
             load(tile.gate + i, lanes),
             load(tile.mean + i, lanes),
             mask_for<V>(highest),
             load(tile.maximum + i, lanes));
-        const V back = arriving * gate + mean + (mask_for<V>(here) ? maximum : V{});
-        store(grad_x + start + i, back, lanes);
+        return arriving * gate + mean;
+      };
+      for_vectors(n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
+        store(grad_x + start + i, back(i, lanes), lanes);
+      });
+      // A map has one maximum: its vector is computed again instead of comparing all positions.
+      const A maximum = channels.maximum[c - begin];
+      at_vector_of(channels.position[c - begin] - p, n, [&](int64_t i, VecI here, auto lanes)
+                       RAN_INLINE_LAMBDA {
+        const V top = mask_for<V>(here) ? splat<V>(maximum) : V{};
+        store(grad_x + start + i, back(i, lanes) + top, lanes);
       });
     }
   }
@@ -82,6 +90,7 @@ RAN_SIMD void rows_pass(
     int64_t begin,
     int64_t end,
     const Channels<T>& channels) {
+  using A = accumulate_t<T>;
   using V = vec_t<T>;
   const int64_t c = shape.c;
   fill_channels(channels, a, shape.hw, sample * c, c);
@@ -95,18 +104,22 @@ RAN_SIMD void rows_pass(
       T* grad_x = static_cast<T*>(a.grad_x) + start;
       const V gate = splat<V>(tile.gate[r]);
       const V mean = splat<V>(tile.mean[r]);
-      const V maximum = splat<V>(tile.maximum[r]);
-      const VecI channel = iota() - tile.channel[r];
-      const int32_t position = static_cast<int32_t>(p + r);
-      for_vectors(c, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-        const V g = load_grad<kGrad>(grad, i, lanes);
-        const VecI highest = channel == -static_cast<int32_t>(i);
+      const VecI position = splat<VecI>(static_cast<int32_t>(p + r));
+      const auto back = [&](int64_t i, V arriving, auto lanes) RAN_INLINE_LAMBDA {
         const VecI here = load_index(channels.position + i, lanes) == position;
-        const V arriving = incoming(g, gate, mean, mask_for<V>(highest), maximum);
         const V top = mask_for<V>(here) ? load(channels.maximum + i, lanes) : V{};
-        const V back =
-            arriving * load(channels.gate + i, lanes) + load(channels.mean + i, lanes) + top;
-        store(grad_x + i, back, lanes);
+        return arriving * load(channels.gate + i, lanes) + load(channels.mean + i, lanes) + top;
+      };
+      for_vectors(c, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
+        const V arriving = load_grad<kGrad>(grad, i, lanes) * gate + mean;
+        store(grad_x + i, back(i, arriving, lanes), lanes);
+      });
+      // A position has one maximum: its vector is computed again instead of comparing all channels.
+      const A maximum = tile.maximum[r];
+      at_vector_of(tile.channel[r], c, [&](int64_t i, VecI highest, auto lanes) RAN_INLINE_LAMBDA {
+        const V g = load_grad<kGrad>(grad, i, lanes);
+        const V arriving = incoming(g, gate, mean, mask_for<V>(highest), splat<V>(maximum));
+        store(grad_x + i, back(i, arriving, lanes), lanes);
       });
     }
   }

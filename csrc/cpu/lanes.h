@@ -10,6 +10,10 @@
 
 namespace ran::cpu {
 
+RAN_INLINE VecI iota() {
+  return VecI{0, 1, 2, 3, 4, 5, 6, 7};
+}
+
 // A range's vectors. The last one of a range that is no multiple of kLanes reaches back over
 // elements that were seen before; only a range shorter than a vector is loaded partially.
 struct Full {};
@@ -36,6 +40,21 @@ RAN_INLINE void for_vectors(int64_t n, F&& body, int64_t begin = 0) {
     body(n - kLanes, i, Overlap{static_cast<int32_t>(i - (n - kLanes))});
   } else {
     body(int64_t{0}, int64_t{0}, Short{static_cast<int32_t>(n)});
+  }
+}
+
+// Calls body(i, here, lanes) for the vector of [0, n) from i on that has the element `at`, in the
+// lane where `here` is set. Calls nothing where `at` lies outside.
+template <typename F>
+RAN_INLINE void at_vector_of(int64_t at, int64_t n, F&& body) {
+  if (at < 0 || at >= n) {
+    return;
+  }
+  if (n >= kLanes) {
+    const int64_t i = at + kLanes <= n ? at : n - kLanes;
+    body(i, iota() == static_cast<int32_t>(at - i), Full{});
+  } else {
+    body(int64_t{0}, iota() == static_cast<int32_t>(at), Short{static_cast<int32_t>(n)});
   }
 }
 
@@ -85,10 +104,6 @@ RAN_INLINE void store_index(int32_t* to, VecI value, Lanes) {
 }
 RAN_INLINE void store_index(int32_t* to, VecI value, Short lanes) {
   std::memcpy(to, &value, lanes.count * sizeof(int32_t));
-}
-
-RAN_INLINE VecI iota() {
-  return VecI{0, 1, 2, 3, 4, 5, 6, 7};
 }
 
 // A comparison's result as wide as V's lanes, from one of int32 lanes, and back.

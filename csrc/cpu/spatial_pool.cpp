@@ -9,7 +9,7 @@ namespace ran::cpu {
 namespace {
 
 // Positions of a tile of maps: runs of memory long enough for the prefetcher, sums in the cache.
-constexpr int64_t kTile = 512;
+constexpr int64_t kTile = 1024;
 
 // (C, HW) of one sample: n positions of all channels.
 template <typename T>

@@ -33,5 +33,5 @@ def spatial_logits(x: Tensor) -> Tensor:
 
 
 def fits(place: Place, shape: tuple[int, ...]) -> bool:
-    """Whether the place is fast enough for the shape: Triton's interpreter is for small ones."""
+    """Whether the place is fast enough for the shape; Triton's interpreter is for small ones."""
     return str(place) != "triton-cpu" or torch.Size(shape).numel() < 10_000
