@@ -34,7 +34,7 @@ def upsample_launches() -> dict[str, list[dict[str, Any]]]:
     scales = {"over_y": 27, "under_y": 55, "over_x": 27, "under_x": 55}
     sizes = {"h": 28, "w": 28, "height": 56, "width": 56, "channels": 256, "positions": 3136}
     forward = {"x": DATA, "skip": DATA, "out": DATA, **sizes, **scales, "ALIGN": True}
-    axis = {"source_size": 28, "target_size": 56, "over": 27, "under": 55, "steps": 7}
+    axis = {"source_size": 28, "target_size": 56, "over": 27, "under": 55, "STEPS": 7}
     return {
         "upsample.upsample_kernel": [
             {**forward, "ADD": True, "CHANNELS_LAST": False, "POSITIONS": 128, "CHANNELS": 8},
