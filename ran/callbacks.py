@@ -155,6 +155,6 @@ class ProgressLine(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         self._progress.stop()
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt | SystemExit):
             done = len(self._table.rows)
-            self._console.print(f"interrupted after {done} of {trainer.max_epochs} epochs")
+            self._console.print(f"stopped after {done} of {trainer.max_epochs} epochs")

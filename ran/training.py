@@ -3,6 +3,7 @@
 import copy
 import logging
 import shutil
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
@@ -26,6 +28,10 @@ from .errors import UserError
 from .masks import draw_test_masks
 from .plots import plot_curves
 from .settings import TrainingSettings
+
+
+#: Exit code of a training that SIGTERM stopped, as shells count.
+TERMINATED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ def train(settings: TrainingSettings, console: Console | None = None) -> Trainin
     Raises:
         UserError: names the setting, file or folder that is wrong. A training that fails in its
             first epoch leaves no folder behind.
+        SystemExit: SIGTERM or an interrupt stopped it. ``last.ckpt`` holds the last whole epoch.
     """
     usual_size = _check_model(settings)
     runs.check_folder(settings.folder, overwrite=settings.overwrite)
@@ -182,6 +189,8 @@ def _fit(
             if isinstance(error, UserError):
                 # a process that reads images puts its traceback before the message
                 raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+            if isinstance(error, SIGTERMException):
+                raise SystemExit(TERMINATED) from None  # Lightning's own ends with code 0
             raise
     return table.rows
 

@@ -1,4 +1,6 @@
 import csv
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +171,33 @@ def test_an_image_damaged_during_training_is_named_and_no_folder_is_left(
     assert str(caught.value).startswith(f"{damaged}: expected a readable image")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_sigterm_stops_with_its_code_and_keeps_whole_epochs(
+    epoch: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = []
+
+    def stop(images: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 3 * epoch - 1:  # the second of an epoch's three
+            os.kill(os.getpid(), signal.SIGTERM)
+        return images
+
+    monkeypatch.setitem(ran.data.AUGMENTATIONS, "none", (stop, False))
+    with pytest.raises(SystemExit) as caught:
+        train(tiny_settings(tmp_path / "run", epochs=3), Console())
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert f"stopped after {epoch - 1} of 3 epochs" in capsys.readouterr().out
+    if epoch == 1:
+        assert not (tmp_path / "run").exists()
+    else:
+        from_pretrained(tmp_path / "run" / "last.ckpt")
 
 
 @pytest.mark.parametrize(
