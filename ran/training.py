@@ -29,7 +29,6 @@ from .masks import draw_test_masks
 from .plots import plot_curves
 from .settings import TrainingSettings
 
-
 #: Exit code of a training that SIGTERM stopped, as shells count.
 TERMINATED = 128 + signal.SIGTERM
 
