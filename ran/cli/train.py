@@ -1,4 +1,4 @@
-"""The command line: ``ran train``, ``ran predict``, ``ran masks``."""
+"""``ran train``."""
 
 import ast
 from pathlib import Path
@@ -7,36 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
 
-from .errors import UserError
-from .settings import TrainingSettings
-
-
-class _Group(TyperGroup):
-    """Prints a UserError as one line and exits with code 2, as for wrong usage."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            typer.echo(f"ran: {error}", err=True)
-            raise typer.Exit(2) from None
-
-
-app = typer.Typer(
-    cls=_Group,
-    help="Residual attention networks: train, predict and see their masks.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_show_locals=False,
-)
-
-Checkpoint = Annotated[
-    Path, typer.Argument(help="Folder of a training, its model.safetensors, or a .ckpt file.")
-]
-Images = Annotated[list[Path], typer.Argument(help="Image files.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+from ..errors import UserError
+from ..settings import TrainingSettings
 
 
 def _default(name: str) -> str:
@@ -44,7 +17,6 @@ def _default(name: str) -> str:
     return f" ({getattr(TrainingSettings, name)})"
 
 
-@app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Argument(help="Named settings, such as demo; options override them.")
@@ -128,7 +100,7 @@ def train(
     }
     model_options = dict(_key_and_value(option) for option in model_option or [])
 
-    from .recipes import load_recipe
+    from ..recipes import load_recipe
 
     settings = load_recipe(recipe) if recipe else {}
     settings |= {name: value for name, value in given.items() if value is not None}
@@ -139,7 +111,7 @@ def train(
 
     checked = TrainingSettings(**settings)
 
-    from .training import train as run_training  # after the check: it takes seconds to load
+    from ..training import train as run_training  # after the check: it takes seconds to load
 
     console = Console()
     result = run_training(checked, console)
@@ -164,63 +136,6 @@ def train(
     console.print(f"Written to {result.folder}: {written}", highlight=False, soft_wrap=True)
 
 
-@app.command()
-def predict(
-    checkpoint: Checkpoint,
-    images: Images,
-    topk: Annotated[int, typer.Option(help="Classes to print for each image.")] = 5,
-    device: Device = "auto",
-) -> None:
-    """Print the most probable classes of images. Example: ran predict runs/demo digit.png"""
-    from .prediction import predict as predict_images
-
-    table = Table("image", "class", "probability")
-    for prediction in predict_images(checkpoint, images, topk=topk, device=device):
-        for rank, (name, probability) in enumerate(prediction.classes):
-            last = rank == len(prediction.classes) - 1
-            path = str(prediction.path) if rank == 0 else ""
-            table.add_row(path, name, f"{probability:.2%}", end_section=last)
-    Console().print(table)
-
-
-@app.command()
-def masks(
-    checkpoint: Checkpoint,
-    images: Images,
-    output: Annotated[Path, typer.Option("--output", "-o", help="New picture to write.")],
-    device: Device = "auto",
-) -> None:
-    """Draw attention masks over images. Example: ran masks runs/demo digit.png -o masks.png"""
-    from .masks import draw_masks
-
-    draw_masks(checkpoint, images, output, device=device)
-    typer.echo(f"Written: {output}")
-
-
-@app.command()
-def models(
-    pattern: Annotated[str, typer.Argument(help="Names to print, such as 'cbam_*'.")] = "*",
-) -> None:
-    """Print the networks: size, cost, and the error their authors published."""
-    from fnmatch import fnmatch
-
-    from .catalogue import catalogue
-
-    rows = [row for row in catalogue() if fnmatch(row.name, pattern)]
-    if not rows:
-        raise UserError(f"pattern: expected one that fits a network's name, got {pattern!r}")
-    table = Table("name", "parameters", "multiply-adds", "input", "published error, %")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.parameters:,}",
-            f"{row.multiply_adds / 1e9:.3f} G",
-            "×".join(map(str, row.input_size)),
-            "\n".join(map(str, row.published)),
-        )
-    Console().print(table)
-
-
 def _key_and_value(option: str) -> tuple[str, Any]:
     """``KEY=VALUE`` as a pair; VALUE is a Python literal (number, list, True) or else a string."""
     key, equals, text = option.partition("=")
@@ -230,8 +145,3 @@ def _key_and_value(option: str) -> tuple[str, Any]:
         return key, ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return key, text
-
-
-def main() -> None:
-    """The console script ``ran``."""
-    app(prog_name="ran")
