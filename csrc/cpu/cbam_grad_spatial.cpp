@@ -49,6 +49,8 @@ RAN_SIMD void maps_pass(
       V sum{};
       for (int k = 0; k < count.value; ++k) {
         const int64_t at = (c + k) * hw + i;
+        __builtin_prefetch(grad + at + count.value * hw);
+        __builtin_prefetch(x + at + count.value * hw);
         V g = load(grad + at, lanes);
         if constexpr (kMasked) {
           g = let_through(g, load(out + at, lanes));
