@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench setup clean test-install
+.PHONY: demo test lint bench tables setup clean test-install
 
 demo: setup
 	$(BIN)/ran train demo --output runs/demo --overwrite
@@ -23,6 +23,10 @@ lint: setup
 RESULT ?= bench/results/kernels-$(shell date +%F).json
 bench: setup
 	$(BIN)/python -m pytest bench/kernels --benchmark-json=$(RESULT) $(ARGS)
+
+# The tables in README.md and bench/results/README.md, from the files in bench/results.
+tables: setup
+	$(BIN)/python -m bench.tables
 
 setup: $(VENV)/built
 
