@@ -15,8 +15,6 @@ from torch import nn
 import ran
 from ran.data import Preprocessing
 from ran.errors import UserError
-from ran.origin import Origin
-from ran.pretrained import build_network
 from tests.networks.helpers import randomise
 
 #: One stage with one attention module.
@@ -76,17 +74,6 @@ def test_a_network_comes_back(make: Any, options: dict[str, Any], tmp_path: Path
     if not options.get("features_only"):
         assert (loaded.num_classes, loaded.in_chans) == (model.num_classes, model.in_chans)
         assert loaded.drop_rate == model.drop_rate
-
-
-@pytest.mark.parametrize("name", ran.list_models())
-def test_every_network_knows_what_rebuilds_it(name: str) -> None:
-    with torch.device("meta"):
-        model = getattr(ran, name)(num_classes=7, in_chans=2)
-        assert model.origin == Origin(name, {"num_classes": 7, "in_chans": 2})
-        rebuilt: Any = build_network(name, model.origin.options)
-    assert rebuilt.origin == model.origin
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    assert {key: value.shape for key, value in rebuilt.state_dict().items()} == shapes
 
 
 @pytest.mark.parametrize("make", [tiny, tiny_cbam])
