@@ -8,7 +8,6 @@ before: activations and gradients, but neither parameters nor images.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +24,8 @@ import ran
 import ran_kernels
 from bench.compare import peak_memory, require_close
 from bench.machine import describe
+
+from .results import write
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
 #: The backend and whether blocks are recomputed, by what the results call it.
@@ -129,8 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = [measure(name, batch, given.size, device) for name in given.network or NETWORKS]
     Console(width=120).print(table(results))
     if given.result:
-        content = {"kind": "network memory", "machine": describe(), "results": results}
-        given.result.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        write(given.result, "network memory", results)
 
 
 if __name__ == "__main__":
