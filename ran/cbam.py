@@ -93,6 +93,7 @@ class CbamBottleneck(_CbamBlock, Bottleneck):
         return self.bn3(self.conv3(x))
 
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 BLOCKS: dict[str, type[_CbamBlock]] = {"basic": CbamBasicBlock, "bottleneck": CbamBottleneck}
 
 
@@ -182,8 +183,11 @@ class CbamResNet(ResNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """Features (N, num_features, h, w) before the pooling, from images (N, in_chans, H, W)."""
         require_images(x, self.in_chans, self.minimum_size)
-        x = (checkpointed if self._recomputing else stored)(self.bn1, self._open, x)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        run = checkpointed if self._recomputing else stored
+        x = run(self.bn1, self._open, x)
+        for stage in STAGES:
+            x = getattr(self, stage)(x)
+        return x
 
     def forward_intermediates(
         self, x: Tensor, *arguments: Any, **options: Any
@@ -230,7 +234,7 @@ class CbamResNet(ResNet):
         return self.maxpool(self.act1(self.bn1(self.conv1(x))))
 
     def _blocks(self) -> Iterator[tuple[str, Any]]:
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for stage in STAGES:
             for name, block in getattr(self, stage).named_children():
                 yield f"{stage}.{name}", block
 

@@ -208,8 +208,7 @@ def _current(model: nn.Module) -> tuple[str, dict[str, Any]]:
     if isinstance(network, ResidualAttentionNetwork | CbamResNet):
         # The classifier may have been replaced since.
         options |= {"num_classes": network.num_classes, "in_chans": network.in_chans}
-        attention = isinstance(network, ResidualAttentionNetwork)
-        pool: Any = network.head.global_pool if attention else network.global_pool
+        pool: Any = getattr(network, "head", network).global_pool  # in the head, or timm's ResNet
         if pool.pool_type != options.get("global_pool", "avg"):
             options["global_pool"] = pool.pool_type
     return origin.name, options

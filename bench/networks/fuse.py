@@ -52,7 +52,7 @@ def compare(
     torch.manual_seed(0)
     # Branches that start at zero would give CBAM zeros to work on.
     options = {"block_args": {"attn_layer": "cbam"}, "zero_init_last": False, **options}
-    before = timm.create_model(network, **options).to(device).eval()
+    before: Any = timm.create_model(network, **options).to(device).eval()
     after = copy.deepcopy(before)
     report = ran_kernels.fuse(after)
     if report.left or not report.replaced:

@@ -91,7 +91,8 @@ def test_a_replaced_classifier_comes_back(
 
 def test_networks_of_timm_and_compiled_ones_are_saved_too(tmp_path: Path) -> None:
     model = timm.create_model("attention56_cifar", num_classes=3, in_chans=1, **TINY)
-    ran.save_pretrained(torch.compile(model), tmp_path)
+    compiled: Any = torch.compile(model)
+    ran.save_pretrained(compiled, tmp_path)
     assert_same(ran.from_pretrained(tmp_path), model, channels=1)
     content = json.loads((tmp_path / "model.json").read_text())
     assert content["options"] == json.loads(json.dumps(TINY))
