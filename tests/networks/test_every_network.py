@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 import ran
+from ran.cbam import CbamGates
 from ran.cbam_registry import CBAM_PLANS
 from ran.origin import Origin
 from ran.pretrained import build_network
 from ran.registry import SPECS
+from ran_kernels.nn import CBAM
 from tests.networks.helpers import gradients, randomise
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -74,6 +76,47 @@ def test_a_network_made_alike_takes_its_tensors(name: str) -> None:
     x = images(model, 1)
     assert str(other.load_state_dict(model.state_dict())) == "<All keys matched successfully>"
     assert torch.equal(other(x), model(x))
+
+
+@every_network
+def test_masks_are_shares_and_leave_no_hooks(name: str) -> None:
+    model = network(name)
+    masks = model.attention_masks(images(model, 1))
+    kinds = ran.AttentionModule | CBAM
+    named = [key for key, module in model.named_modules() if isinstance(module, kinds)]
+    if name in SPECS:
+        assert list(masks) == named
+    else:
+        assert list(masks) == [f"{key}.{gate}" for key in named for gate in CbamGates._fields]
+    assert all(mask.min() >= 0 and mask.max() <= 1 for mask in masks.values())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_attention_network_takes_the_family_options(name: str) -> None:
+    stages = len(SPECS[name].modules)
+    options: dict[str, Any] = {
+        "activation": "channel",
+        "residual": False,
+        "pool": "torch",
+        "graph": "additive",
+        "p": 2,
+        "t": 1,
+        "r": 2,
+        "mask_depths": (1,) * stages,
+        "modules": (1,) * stages,
+    }
+    model: Any = ran.create_model(name, **narrow_options(name), **options)
+    assert all(getattr(model.spec, key) == value for key, value in options.items())
+    modules = [module for module in model.modules() if isinstance(module, ran.AttentionModule)]
+    assert len(modules) == stages
+    for module in modules:
+        assert (module.activation, module.residual) == ("channel", False)
+        assert (len(module.pre), len(module.trunk)) == (2, 1)
+        mask: Any = module.mask
+        assert (mask.depth, mask.additive, mask.pool.padding) == (1, True, 1)
+        assert [len(units) for units in mask.down] == [2]
+    assert model(images(model, 2)).shape == (2, 7)
 
 
 @every_network
