@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.compare import keep_freed_memory
 from bench.machine import describe
 
 from .cases import CASES
@@ -23,6 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--op", action="append", choices=list(CASES), help="repeatable; default all")
     group.addoption("--rounds", type=int, default=15)
     group.addoption("--first-stage", action="store_true", help="only the largest maps")
+
+
+def pytest_configure() -> None:
+    keep_freed_memory()
 
 
 def _device(config: pytest.Config) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from .compile_triton import ARCHITECTURES, DTYPES, launches
+from .compile_triton import ARCHITECTURES, DTYPES, launches, narrow_offsets
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -44,6 +44,12 @@ def test_every_build_has_its_code(compiled: dict[str, Any]) -> None:
     for build in compiled["builds"]:
         assert build["ptx"], build
         assert build["cubin"] > 0, build
+
+
+def test_offsets_are_multiplied_in_64_bits(compiled: dict[str, Any]) -> None:
+    assert [line for build in compiled["builds"] for line in build["narrow"]] == []
+    short = "%p = tt.get_program_id x : i32 loc(#a)\n%q = arith.muli %p, %c : i32 loc(#b)"
+    assert narrow_offsets(short) == ["%q = arith.muli %p, %c : i32 loc(#b)"]
 
 
 def test_no_build_spills(compiled: dict[str, Any]) -> None:
