@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import timm
@@ -19,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import ran_kernels
-from bench.compare import Run, Stopwatch, measure, peak_memory, require_close
+from bench.compare import Run, Stopwatch, Turns, peak_memory, require_close
 from bench.machine import describe
 
 from .memory import training_step
@@ -69,7 +70,11 @@ def compare(
         for name, model in models.items():
             model.train(training)
             runs[name] = partial(_train, model, x, y) if training else partial(_infer, model, x)
-        timings = measure(runs, Stopwatch(device), rounds, warmup=2)
+        # One set of images: what a network allocates is larger than any cache.
+        turns = Turns({name: [run] for name, run in runs.items()}, Stopwatch(device))
+        turns.warm_up(2)
+        for _ in range(rounds):
+            turns.round()
         results.append(
             {
                 "network": network,
@@ -79,8 +84,8 @@ def compare(
                 "size": [size, size],
                 "dtype": "float32",
                 "device": device,
-                "samples": timings.samples,
-                "median": {name: timings.median(name) for name in runs},
+                "samples": turns.samples,
+                "median": {name: median(times) for name, times in turns.samples.items()},
                 "peak_bytes": {name: peak_memory(run, device) for name, run in runs.items()},
             }
         )
