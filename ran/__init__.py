@@ -13,6 +13,7 @@ from .cbam_registry import (
     cbam_wide_resnet18_2,
 )
 from .network import ResidualAttentionNetwork
+from .pretrained import from_pretrained, save_pretrained
 from .profile import count_multiply_adds, count_parameters
 from .registry import (
     attention56,
@@ -81,6 +82,8 @@ __all__ = [
     "count_multiply_adds",
     "count_parameters",
     "create_model",
+    "from_pretrained",
     "list_models",
     "load_checkpoint",
+    "save_pretrained",
 ]

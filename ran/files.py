@@ -41,7 +41,7 @@ def read_json(path: Path, *, format: str, version: int) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: expected a {format} file, found nothing there") from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"{path}: expected a {format} file, cannot read it: {error}") from None
     if not isinstance(content, dict) or content.get("format") != format:
         raise UserError(f'{path}: expected JSON with "format": "{format}"')

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import NetworkCard, from_pretrained
+from .checkpoints import NetworkCard, load_network
 from .data import ImageData, Preprocessing, read_image
 from .devices import choose_device
 from .errors import UserError
@@ -44,7 +44,7 @@ def draw_masks(
     """Draws image files, a row each, with the mask of each attention module laid over them.
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
+        checkpoint: as for ``ran.checkpoints.load_network``.
         images: paths of image files.
         output: picture to write; its suffix says the format, such as .png, .pdf or .svg.
         device: as for ``ran.devices.choose_device``.
@@ -59,7 +59,7 @@ def draw_masks(
     if not output.parent.is_dir():
         raise UserError(f"{output}: expected a folder to write in, {output.parent} is none")
     chosen = choose_device(device)
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     if not hasattr(network, "attention_masks"):
         raise UserError(f"{checkpoint}: expected a network with masks, {card.model} has none")
     preprocessing = card.preprocessing

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import from_pretrained
+from .checkpoints import load_network
 from .data.images import Preprocessing, read_image
 from .devices import choose_device
 from .errors import UserError
@@ -47,7 +47,7 @@ def predict(
     """The ``topk`` most probable classes (or all, if there are fewer) of each image file.
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
+        checkpoint: as for ``ran.checkpoints.load_network``.
         images: paths of image files.
         topk: how many classes to give.
         device: as for ``ran.devices.choose_device``.
@@ -60,7 +60,7 @@ def predict(
         if value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     chosen = choose_device(device)
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     network.to(chosen)
     preprocessing = card.preprocessing
 

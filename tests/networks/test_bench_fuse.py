@@ -1,0 +1,35 @@
+"""The benchmark of somebody's network before and after ``fuse``."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.networks import fuse, results
+
+
+def test_the_benchmark_times_both_directions(tmp_path: Path) -> None:
+    found = fuse.compare("resnet18", 2, 32, "cpu", rounds=3, layers=(1, 1, 1, 1), num_classes=4)
+    assert [entry["direction"] for entry in found] == ["inference", "training step"]
+    for entry in found:
+        assert entry["replaced"] == 4
+        assert {name: len(times) for name, times in entry["samples"].items()} == {
+            "timm": 3,
+            "fused": 3,
+        }
+        assert sorted(entry["samples"]["fused"])[1] == entry["median"]["fused"]
+        assert all(size > 0 for size in entry["peak_bytes"].values())
+    console = Console(width=120, record=True)
+    console.print(fuse.table(found))
+    assert "training step" in console.export_text()
+    results.write(tmp_path / "fuse.json", "network fuse", found)
+    content = json.loads((tmp_path / "fuse.json").read_text())
+    assert content["results"] == found
+    assert content["machine"]["threads"] > 0
+
+
+def test_a_network_with_nothing_to_fuse_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse.ran_kernels, "fuse", lambda model: fuse.ran_kernels.FuseReport())
+    with pytest.raises(ValueError, match="resnet18: expected CBAM modules to fuse, got: 0 CBAM"):
+        fuse.compare("resnet18", 1, 32, "cpu", rounds=1, layers=(1, 1, 1, 1))
