@@ -1,8 +1,8 @@
 """Writes the tables of measurements in the documents from the files in bench/results.
 
 ``python -m bench.tables`` rewrites them. A table stands between ``<!-- table: NAME -->`` and
-``<!-- end -->``, where NAME is a file of bench/results without its ending; ``NAME rows`` gives every
-row of it, and not a summary.
+``<!-- end -->``, where NAME is a file of bench/results without its ending; ``NAME rows`` gives
+every row of it, and not a summary.
 """
 
 import json
