@@ -8,7 +8,7 @@ before: activations and gradients, but neither parameters nor images.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ def _variant(model: nn.Module, name: str) -> Iterator[None]:
     model.set_grad_checkpointing(False)  # type: ignore[operator]
 
 
-def training_step(model: nn.Module, x: Tensor, y: Tensor) -> None:
+def training_step(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
     """Forward, loss and backward, which leaves gradients."""
     F.cross_entropy(model(x), y).backward()
 
