@@ -8,14 +8,22 @@ from typing import Any
 from bench.machine import describe
 
 
+def write(path: Path, kind: str, results: list[dict[str, Any]]) -> None:
+    """JSON of the kind of benchmark, the machine and one entry for each measurement."""
+    path.write_text(json.dumps(_content(kind, results), indent=1) + "\n", "utf-8")
+
+
 def report(
     kind: str,
     results: list[dict[str, Any]],
     table: Callable[[dict[str, Any]], str],
     path: Path | None,
 ) -> None:
-    """Print ``table`` of the results; write them and the machine to ``path`` as JSON."""
-    content = {"kind": kind, "machine": describe(), "results": results}
-    print(table(content))
+    """Print what ``table`` makes of the content of a result file; write that file to ``path``."""
+    print(table(_content(kind, results)))
     if path:
-        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        write(path, kind, results)
+
+
+def _content(kind: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"kind": kind, "machine": describe(), "results": results}
