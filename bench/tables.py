@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.kernels.figures import row
+from bench.machine import summary
+from bench.networks.tables import fused, memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -66,8 +68,7 @@ def _head(machine: dict[str, Any], names: str, time: str) -> list[str]:
     heading = names + columns
     named = names.count("|") - 1
     return [
-        f"{machine['chip']}, {machine['threads']} threads, {machine['instructions']}, "
-        f"torch {machine['torch']}, {machine['date'][:10]}, commit {machine['commit']}.",
+        summary(machine),
         "",
         heading,
         "|" + "---|" * named + "--:|" * (heading.count("|") - 1 - named),
@@ -88,6 +89,8 @@ def _range(values: Iterable[float]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels": kernels,
     "kernels rows": kernel_rows,
+    "network memory": memory,
+    "network fuse": fused,
 }
 
 

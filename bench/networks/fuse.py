@@ -15,16 +15,14 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import ran_kernels
 from bench.compare import Run, Stopwatch, Turns, peak_memory, require_close
-from bench.machine import describe
 
+from . import tables
 from .memory import training_step
-from .results import write
+from .results import report
 
 DIRECTIONS = ("inference", "training step")
 
@@ -92,28 +90,6 @@ def compare(
     return results
 
 
-def table(results: Sequence[dict[str, Any]]) -> Table:
-    """Medians and what the fused ones are of timm's."""
-    machine = describe()
-    made = Table(
-        title=f"timm's CBAM networks on {machine['chip']}, {machine['threads']} threads",
-        caption="medians of interleaved rounds; in brackets, the share of timm's",
-    )
-    for heading in ("network", "images", "direction"):
-        made.add_column(heading, no_wrap=True)
-    for heading in ("timm, ms", "fused, ms", "timm, peak MB", "fused, peak MB"):
-        made.add_column(heading, justify="right")
-    for result in results:
-        cells = []
-        for figures, unit in ((result["median"], 1e3), (result["peak_bytes"], 1e-6)):
-            share = figures["fused"] / figures["timm"]
-            cells.append(f"{figures['timm'] * unit:,.0f}")
-            cells.append(f"{figures['fused'] * unit:,.0f} ({share:.2f})")
-        images = "×".join(map(str, (result["batch"], 3, *result["size"])))
-        made.add_row(result["network"], images, result["direction"], *cells)
-    return made
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; ``arguments`` are ``sys.argv``'s if None."""
     parser = argparse.ArgumentParser(prog="python -m bench.networks.fuse")
@@ -127,9 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     batch = given.batch or (64 if device == "cuda" else 8)
     results = compare(given.network, batch, given.size, device, given.rounds)
-    Console(width=120).print(table(results))
-    if given.result:
-        write(given.result, "network fuse", results)
+    report("network fuse", results, tables.fused, given.result)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import ran
 import ran_kernels
 from bench.compare import peak_memory, require_close
-from bench.machine import describe
 
-from .results import write
+from . import tables
+from .results import report
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
 #: The backend and whether blocks are recomputed, by what the results call it.
@@ -96,26 +94,6 @@ def measure(network: str, batch: int, size: int | None, device: str) -> dict[str
     }
 
 
-def table(results: Sequence[dict[str, Any]]) -> Table:
-    """Megabytes of each variant and what it is of plain PyTorch's."""
-    made = Table(
-        title=f"peak memory of a training step on {describe()['chip']}",
-        caption="MB (10⁶ bytes) of activations and gradients; in brackets, the share of plain's",
-    )
-    made.add_column("network", no_wrap=True)
-    made.add_column("images", no_wrap=True)
-    for name in VARIANTS:
-        made.add_column(name, justify="right")
-    for result in results:
-        peak = result["peak_bytes"]
-        made.add_row(
-            result["network"],
-            "×".join(map(str, (result["batch"], 3, *result["size"]))),
-            *(f"{peak[name] / 1e6:,.0f} ({peak[name] / peak['plain']:.2f})" for name in VARIANTS),
-        )
-    return made
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; ``arguments`` are ``sys.argv``'s if None."""
     parser = argparse.ArgumentParser(prog="python -m bench.networks.memory")
@@ -128,9 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     batch = given.batch or (64 if device == "cuda" else 4)
     results = [measure(name, batch, given.size, device) for name in given.network or NETWORKS]
-    Console(width=120).print(table(results))
-    if given.result:
-        write(given.result, "network memory", results)
+    report("network memory", results, tables.memory, given.result)
 
 
 if __name__ == "__main__":

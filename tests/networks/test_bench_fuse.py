@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from bench.networks import fuse, results
+from bench.networks import fuse, results, tables
 
 
-def test_the_benchmark_times_both_directions(tmp_path: Path) -> None:
+def test_the_benchmark_times_both_directions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = fuse.compare("resnet18", 2, 32, "cpu", rounds=3, layers=(1, 1, 1, 1), num_classes=4)
     assert [entry["direction"] for entry in found] == ["inference", "training step"]
     for entry in found:
@@ -20,12 +21,10 @@ def test_the_benchmark_times_both_directions(tmp_path: Path) -> None:
         }
         assert sorted(entry["samples"]["fused"])[1] == entry["median"]["fused"]
         assert all(size > 0 for size in entry["peak_bytes"].values())
-    console = Console(width=120, record=True)
-    console.print(fuse.table(found))
-    assert "training step" in console.export_text()
-    results.write(tmp_path / "fuse.json", "network fuse", found)
+    results.report("network fuse", found, tables.fused, tmp_path / "fuse.json")
+    assert "| resnet18 | 2×3×32×32 | training step |" in capsys.readouterr().out
     content = json.loads((tmp_path / "fuse.json").read_text())
-    assert content["results"] == found
+    assert (content["kind"], content["results"]) == ("network fuse", found)
     assert content["machine"]["threads"] > 0
 
 
