@@ -17,14 +17,16 @@ from .files import replacing
 from .mask_grid import FLAT, MASK_COLORS, bare, tinted
 from .plots import save_figure
 
-FEATURE_COLORS = "viridis"
-#: Shares of the feature values below and above which colours do not differ any more: single
-#: values far outside would leave all others one colour.
-QUANTILES = (0.01, 0.99)
+#: From a negative feature over zero to a positive one: what a mask weakens turns pale.
+FEATURE_COLORS = "PuOr_r"
+#: Share of the features' magnitudes above which colours do not differ any more: single values
+#: far outside would leave all others pale.
+QUANTILE = 0.99
+FRAME_COLOR = "0.8"
 
 # A page in pixels at 100 dots an inch, so that one pixel of it is one of the screen.
 DPI = 100
-MARGIN, TITLE, FOOT = 16, 46, 34
+MARGIN, TITLE, FOOT = 16, 46, 40
 PHOTO, LABEL, CELL = 190, 132, 116
 GAP, GROUP_GAP, BLOCK_GAP = 4, 16, 30
 HEADING, ABOVE = 40, 18
@@ -38,8 +40,15 @@ TALLEST = 30_000
 #: How long a frame of an animation stays, and the last one.
 FRAME_MS, LAST_FRAME_MS = 900, 2500
 
+LEGEND = (
+    "Masks: blue is low and red is high, from the least to the greatest value as printed above; "
+    "over an image, brightness is the image's.\n"
+    "Features: orange is positive, violet negative, white zero, on one scale before and after."
+)
+
 #: Least and greatest value of a picture's colours, by image, module, and what is shown of it.
 Scales = dict[tuple[int, str, str], tuple[float, float]]
+_FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -74,14 +83,18 @@ def save_page(path: Path, images: Sequence[ImageView], *, title: str) -> None:
 def save_animation(
     path: Path, frames: Sequence[Sequence[ImageView]], titles: Sequence[str]
 ) -> None:
-    """Writes an animated GIF of a page for each of ``frames``, with the same colours in all.
+    """Writes an animated GIF of a page for each of ``frames``.
+
+    A mask's colours mean the same in all frames. Features have a scale in each frame: they grow by
+    orders of magnitude in a training.
 
     Raises:
         UserError: the file cannot be written, or the page would be too tall.
     """
-    scales = scales_of(frames)
+    shared = {key: value for key, value in scales_of(frames).items() if _FEATURES not in key[2]}
     pages = [
-        _pixels(_page(images, title, scales)) for images, title in zip(frames, titles, strict=True)
+        _pixels(_page(images, title, {**scales_of([images]), **shared}))
+        for images, title in zip(frames, titles, strict=True)
     ]
     durations = [FRAME_MS] * (len(pages) - 1) + [LAST_FRAME_MS]
     try:
@@ -117,8 +130,8 @@ def scales_of(frames: Sequence[Sequence[ImageView]]) -> Scales:
                     if channel.mask is not None:
                         include(index, module, f"mask {channel.number}", *_limits(channel.mask))
                     both = np.concatenate([channel.before.ravel(), channel.after.ravel()])
-                    low, high = map(float, np.quantile(both, QUANTILES))
-                    include(index, module, f"features {channel.number}", low, high)
+                    high = float(np.quantile(np.abs(both), QUANTILE))
+                    include(index, module, f"{_FEATURES} {channel.number}", -high, high)
     return found
 
 
@@ -162,15 +175,7 @@ def _page(images: Sequence[ImageView], title: str, scales: Scales) -> Figure:
         for number, module in enumerate(image.modules):
             _draw_module(canvas, y + HEADING + number * row, image, module, index, scales)
         y += HEADING + block + BLOCK_GAP
-    canvas.text(
-        MARGIN,
-        height - MARGIN,
-        "Masks: blue is low, red is high, from the least to the greatest value as printed; over "
-        "an image, brightness is the image's. Features: dark is low, bright is high, on one scale "
-        "before and after.",
-        8.5,
-        color="0.35",
-    )
+    canvas.text(MARGIN, height - MARGIN, LEGEND, 8.5, color="0.35")
     return canvas.figure
 
 
@@ -231,7 +236,7 @@ def _draw_module(
         cells = cells[CBAM_GROUP:]
     width = CBAM_GROUP if is_cbam else SOFT_GROUP
     for number, channel in enumerate(module.channels):
-        features = scales[index, module.name, f"features {channel.number}"]
+        features = scales[index, module.name, f"{_FEATURES} {channel.number}"]
         mask_scale = scales.get((index, module.name, f"mask {channel.number}"))
         _draw_channel(canvas, cells[number * width :], top, channel, features, mask_scale)
 
@@ -247,6 +252,7 @@ def _draw_channel(
     def features(x: float, values: np.ndarray) -> None:
         axes = bare(canvas.axes(x, top, CELL, CELL))
         axes.imshow(values, FEATURE_COLORS, vmin=scale[0], vmax=scale[1], aspect="auto")
+        axes.spines[:].set(visible=True, color=FRAME_COLOR, linewidth=0.8)
 
     features(cells[0], channel.before)
     if channel.mask is not None and mask_scale is not None:

@@ -76,7 +76,7 @@ def plot_confusion(
 
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     left.imshow(np.sqrt(shares), "Blues", vmin=0, vmax=1, interpolation="nearest")
-    left.set(xlabel="predicted", ylabel="true class")
+    left.set(xlabel="predicted (the darker, the more of the true class)", ylabel="true class")
     if count <= MOST_NAMED:
         size = 9 if count <= MOST_COUNTED else max(4.5, 9 - count / 20)
         left.set_xticks(range(count), labels=list(names), rotation=90, fontsize=size)

@@ -105,8 +105,7 @@ def test_modules_are_chosen_by_pattern() -> None:
 
 def test_a_page_shows_masks_and_features_where_they_are(tmp_path: Path) -> None:
     rising = np.linspace(0, 1, 8, dtype=np.float32)[None].repeat(8, 0)
-    low = np.zeros((8, 8), dtype=np.float32)
-    channel = ChannelView(3, None, before=low, mask=rising.T, after=rising)
+    channel = ChannelView(3, None, before=rising, mask=rising.T, after=2 * rising - 1)
     module = ModuleView("stages.0.attention1", 16, rising, None, (channel, channel))
     gray = np.full((32, 32, 3), 128, dtype=np.uint8)
     save_page(tmp_path / "page.png", [ImageView(gray, "cat", (module,))], title="test")
@@ -122,13 +121,12 @@ def test_a_page_shows_masks_and_features_where_they_are(tmp_path: Path) -> None:
 
     assert warmth(over_image, 0.1, 0.5) < -50 < 50 < warmth(over_image, 0.9, 0.5)
     assert warmth(cells[1], 0.5, 0.1) < -50 < 50 < warmth(cells[1], 0.5, 0.9)
-
-    def brightness(x: float, across: float) -> int:
-        return int(pixels[top + CELL // 2, int(x + across * CELL)].sum())
-
-    # One scale before and after: the zeros before are as dark as the least value after.
-    assert abs(brightness(cells[0], 0.5) - brightness(cells[2], 0.05)) < 20
-    assert brightness(cells[2], 0.95) > brightness(cells[0], 0.5) + 150
+    # Features: zero is white, and one scale holds before (0 to 1) and after (-1 to 1).
+    assert abs(warmth(cells[0], 0.06, 0.5)) < 10
+    assert warmth(cells[2], 0.06, 0.5) < -40
+    assert warmth(cells[0], 0.94, 0.5) == warmth(cells[2], 0.94, 0.5) > 40
+    # The second channel is drawn like the first.
+    assert warmth(cells[3], 0.94, 0.5) == warmth(cells[0], 0.94, 0.5)
 
 
 @pytest.mark.parametrize(
