@@ -37,5 +37,6 @@ def export(
     batches = " and ".join(map(str, report.batches))
     typer.echo(
         f"Written: {report.path} ({report.path.stat().st_size / 1e6:.1f} MB). Checked on batches "
-        f"of {batches} images: logits within {report.difference:.1e} of the network's."
+        f"of {batches} images: logits off by {report.error:.1e} of their norm from exact ones, the "
+        f"network's own by {report.network_error:.1e}."
     )
