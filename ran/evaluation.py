@@ -1,7 +1,7 @@
 """How good a network is on a data set: what ``ran eval`` does."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,7 @@ def _count(
     confusion = MulticlassConfusionMatrix(count)
     top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
     start = time.perf_counter()
-    for images, labels in batches:
+    for images, labels in _readable(batches):
         images = images.to(device).expand(-1, card.preprocessing.channels, -1, -1)
         labels = numbers[labels.cpu()]
         probabilities = class_probabilities(network, card.preprocessing, images)
@@ -283,3 +283,11 @@ def _count(
         "top5": float(top5.compute()),
         "seconds": seconds,
     }
+
+
+def _readable(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; a process that reads images puts its traceback before the message."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None

@@ -1,6 +1,7 @@
 """Networks for other programs, as ONNX or as a program of torch.export: ``ran export``."""
 
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -179,8 +180,11 @@ def _plain_operators(program: torch.export.ExportedProgram) -> tuple[str, ...]:
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path, card: NetworkCard) -> Program:
+    # To memory first: where torch's writer meets a full disk, it ends the whole process.
+    content = io.BytesIO()
     with _quiet():
-        torch.export.save(program, path, extra_files={CARD_KEY: json.dumps(card.to_json())})
+        torch.export.save(program, content, extra_files={CARD_KEY: json.dumps(card.to_json())})
+        path.write_bytes(content.getbuffer())
         module = torch.export.load(path).module()
     return lambda x: module(x)
 

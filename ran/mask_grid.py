@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from .plots import save_figure
+from .plots import plain, save_figure
 
 #: From a low mask value to a high one.
 MASK_COLORS = "coolwarm"
@@ -61,7 +61,7 @@ def save_grid(
 
     for axes, picture, caption in zip(grid[:, 0], pictures, captions, strict=False):
         axes.imshow(picture)
-        axes.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set_ylabel(plain(caption), rotation=0, ha="right", va="center", fontsize=9)
     grid[0, 0].set_title("image", fontsize=9)
     for column, (name, mask) in enumerate(masks.items(), start=1):
         *cells, scale = grid[:, column]

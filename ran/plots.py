@@ -22,7 +22,7 @@ def plot_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> 
     """Draws loss and accuracy by epoch from the rows of metrics.csv."""
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(plain(title), fontsize=13)
     losses, accuracy = figure.subplots(1, 2)
 
     losses.plot(epochs, [row["train_loss"] for row in rows], color=TRAIN_COLOR, label="train")
@@ -71,16 +71,17 @@ def plot_confusion(
     count = len(names)
     side = min(9.0, max(4.6, 1.6 + 0.42 * count if count <= MOST_COUNTED else 9.0))
     figure = Figure(figsize=(side + 4.4, side + 0.5), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(plain(title), fontsize=12)
     left, right = figure.subplots(1, 2, width_ratios=(side, 3.6))
 
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     left.imshow(np.sqrt(shares), "Blues", vmin=0, vmax=1, interpolation="nearest")
     left.set(xlabel="predicted (the darker, the more of the true class)", ylabel="true class")
     if count <= MOST_NAMED:
+        labels = [plain(name) for name in names]
         size = 9 if count <= MOST_COUNTED else max(4.5, 9 - count / 20)
-        left.set_xticks(range(count), labels=list(names), rotation=90, fontsize=size)
-        left.set_yticks(range(count), labels=list(names), fontsize=size)
+        left.set_xticks(range(count), labels=labels, rotation=90, fontsize=size)
+        left.set_yticks(range(count), labels=labels, fontsize=size)
         if max(map(len, names)) <= 3 and count <= MOST_COUNTED:
             left.tick_params(axis="x", rotation=0)
     else:
@@ -114,7 +115,12 @@ def _draw_confusions(axes: Axes, confusions: Sequence[tuple[str, str, int]]) -> 
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    return plain(name if len(name) <= 16 else f"{name[:15]}…")
+
+
+def plain(text: str) -> str:
+    """``text`` for matplotlib, which otherwise takes what stands between dollars for TeX."""
+    return text.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -66,7 +66,7 @@ def evaluate(
 
 
 def _print(evaluation: "Evaluation") -> None:
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     table = Table("class", "images", "right", "precision", "most often taken for")
     for column in table.columns[1:4]:
         column.justify = "right"

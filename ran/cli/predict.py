@@ -94,4 +94,4 @@ def _print_table(predictions: "Sequence[Prediction]") -> None:
             last = rank == len(prediction.classes) - 1
             path = str(prediction.path) if rank == 0 else ""
             table.add_row(path, name, f"{probability:.2%}", end_section=last)
-    Console(markup=False).print(table)
+    Console(markup=False, emoji=False).print(table)

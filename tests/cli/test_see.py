@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shlex
 import signal
 from pathlib import Path
@@ -240,6 +241,32 @@ def test_a_terminated_write_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("masks", "PHOTO", "-o", "out.png"),
+        ("masks", "CHECKPOINT", "PHOTO", "--gif", "-o", "out.gif"),
+        ("export", "-o", "out.pt2"),
+    ],
+)
+def test_a_full_disk_leaves_no_part_of_a_file(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    photo = tmp_path / "photo.png"
+    random_image((8, 8), 0).save(photo)
+    monkeypatch.chdir(tmp_path)
+    places = {"PHOTO": photo, "CHECKPOINT": checkpoint}
+    words = [places.get(word, word) for word in arguments[1:]]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        result = ran(arguments[0], checkpoint, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused(result, arguments[-1], "cannot write")
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_ctrl_c_is_one_line(

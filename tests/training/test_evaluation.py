@@ -117,6 +117,20 @@ def test_a_network_of_nan_is_refused(tmp_path: Path) -> None:
         evaluate(tmp_path, few(count=10))
 
 
+def test_an_error_of_a_reading_process_is_one_line(trained: TrainingResult) -> None:
+    class Damaged:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitems__(self, indices: object) -> None:
+            raise UserError("a.png: expected a readable image")
+
+    data = dataclasses.replace(few(), test=Damaged(), workers=1)  # type: ignore[arg-type]
+    with pytest.raises(UserError) as caught:
+        evaluate(trained.folder, data)
+    assert str(caught.value) == "a.png: expected a readable image"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -175,7 +189,7 @@ def test_confusion_matrices_of_any_size_are_drawn(tmp_path: Path, count: int) ->
     path = tmp_path / "confusion.png"
     matrix = np.eye(count, dtype=int) * 9
     matrix[0, 1] = 4
-    names = [f"a rather long name of class {number}" for number in range(count)]
+    names = [f"a rather long name of class {number}, $x^$" for number in range(count)]
     plot_confusion(path, matrix, names, [(names[0], names[1], 4)], title="test")
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     assert pixels.shape[1] < 1500
