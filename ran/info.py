@@ -44,7 +44,7 @@ def describe(checkpoint: str | Path) -> dict[str, str]:
     preprocessing = card.preprocessing
     channels, size = preprocessing.channels, preprocessing.image_size
     try:
-        cost = f"{count_multiply_adds(network, (channels, size, size)) / 1e9:.4g} G"
+        cost = f"{count_multiply_adds(network, (channels, size, size)):,}"
     except ValueError as error:  # an edited card may say a size that the network cannot take
         raise UserError(f"{checkpoint}: {error}") from None
     pairs = {

@@ -177,7 +177,7 @@ def test_info_of_the_installation_and_of_a_checkpoint(checkpoint: Path) -> None:
         assert word in kernels
     result = ran("info", checkpoint)
     assert result.exit_code == 0
-    for word in ("attention56_cifar_pool", "stem_width=8", "2: cat, dog", "16×16", "0.25", "G for"):
+    for word in ("attention56_cifar_pool", "stem_width=8", "2: cat, dog", "16×16", "0.25", "for one such image"):
         assert word in result.stdout
     refused(ran("info", checkpoint / "no.ckpt"), "expected a checkpoint")
 
