@@ -86,7 +86,7 @@ def build_network(model: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"model {model}: {reason}") from None
 
 
-def save_pretrained(network: nn.Module, card: NetworkCard, folder: str | Path) -> Path:
+def save_network(network: nn.Module, card: NetworkCard, folder: str | Path) -> Path:
     """Writes ``model.safetensors`` and ``model.json`` into ``folder``; returns the former's path.
 
     Each file is written whole or not at all, in place of one that is there.
@@ -101,8 +101,8 @@ def save_pretrained(network: nn.Module, card: NetworkCard, folder: str | Path) -
     return weights
 
 
-def from_pretrained(path: str | Path) -> tuple[nn.Module, NetworkCard]:
-    """The network that ``save_pretrained`` or a training saved, in evaluation mode on the CPU.
+def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
+    """The network that ``save_network`` or a training saved, in evaluation mode on the CPU.
 
     Args:
         path: the folder, the ``.safetensors`` file with its JSON beside it, or a ``.ckpt`` file

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from .checkpoints import NetworkCard, from_pretrained
+from .checkpoints import NetworkCard, load_network
 from .data import Batch, ImageData, load_data
 from .devices import choose_device
 from .errors import UserError
@@ -140,7 +140,7 @@ def evaluate(
     """Classifies the test images of a data set and counts what is right.
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
+        checkpoint: as for ``ran.checkpoints.load_network``.
         data: a name that ``ran.data.load_data`` takes, or what it gave. Its classes are some or
             all of the network's, by name.
         image_size: side in pixels of what the network sees; that of its training if None.
@@ -163,7 +163,7 @@ def evaluate(
     if confusion is not None:
         require_writable(Path(confusion), overwrite=overwrite)
     chosen = choose_device(device)
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     size = card.preprocessing.image_size if image_size is None else image_size
     least: int = getattr(network, "minimum_size", 1)
     if size < least:

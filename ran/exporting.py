@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 import ran_kernels
 
-from .checkpoints import NetworkCard, from_pretrained
+from .checkpoints import NetworkCard, load_network
 from .data.images import Preprocessing
 from .errors import UserError
 from .files import replacing, require_writable
@@ -77,7 +77,7 @@ def export(
     in batches of one and of several; only if they agree does it get its name.
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
+        checkpoint: as for ``ran.checkpoints.load_network``.
         output: ``.onnx``, which ONNX Runtime must run, or ``.pt2``, for ``torch.export.load``.
         images: image files to compare on; two photographs that come with scikit-learn if none.
         image_size: side in pixels of what the file takes; that of its training if None.
@@ -99,7 +99,7 @@ def export(
             f"{output}: expected {', '.join(missing)} to be installed for {suffix}: "
             "pip install 'ran-attention[export]'"
         )
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     network.float()
     card = _resized(network, card, image_size)
     batch = _real_images(card, images)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ran_kernels.__main__ import report as kernel_report
 
 from .attention_views import has_attention
-from .checkpoints import from_pretrained
+from .checkpoints import load_network
 from .errors import UserError
 from .profile import count_multiply_adds, count_parameters
 
@@ -35,12 +35,12 @@ def describe(checkpoint: str | Path) -> dict[str, str]:
     """What a checkpoint is, in words, by what they are about.
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
+        checkpoint: as for ``ran.checkpoints.load_network``.
 
     Raises:
         UserError: it is missing, damaged or of another kind.
     """
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     preprocessing = card.preprocessing
     channels, size = preprocessing.channels, preprocessing.image_size
     try:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention_views import attention_views, has_attention, shown_channels
-from .checkpoints import NetworkCard, from_pretrained
+from .checkpoints import NetworkCard, load_network
 from .data import ImageData, Preprocessing
 from .devices import choose_device
 from .errors import UserError
@@ -41,7 +41,7 @@ def plot_masks(
     (Woo et al., ECCV 2018).
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``. Several of one training, in order,
+        checkpoint: as for ``ran.checkpoints.load_network``. Several of one training, in order,
             make an animated GIF: the channels are those that tell most in the last one, and the
             colours mean the same in all frames.
         images: paths of image files.
@@ -146,7 +146,7 @@ def _animate(
 
 
 def _load(checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, NetworkCard]:
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     require_masks(network, card, checkpoint)
     return network.to(device), card
 

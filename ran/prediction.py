@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import NetworkCard, from_pretrained
+from .checkpoints import NetworkCard, load_network
 from .data.images import IMAGE_SUFFIXES, Preprocessing, read_image
 from .devices import choose_device
 from .errors import UserError
@@ -96,7 +96,7 @@ def predict(
     """The ``topk`` most probable classes (or all, if there are fewer) of each image.
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
+        checkpoint: as for ``ran.checkpoints.load_network``.
         images: paths of image files, and of folders that hold image files at any depth.
         topk: how many classes to give.
         masks: folder to write a picture of the attention masks of each image to; made if missing.
@@ -115,7 +115,7 @@ def predict(
     chosen = choose_device(device)
     files = find_images(images)
     pictures = {} if masks is None else _picture_paths(files, Path(masks), overwrite)
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     network.to(chosen)
     if masks is not None:
         from .masks import require_masks  # matplotlib takes a while to load

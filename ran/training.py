@@ -20,7 +20,7 @@ from torch import nn
 
 from . import runs
 from .callbacks import MetricsTable, ProgressLine, Row
-from .checkpoints import NetworkCard, build_network, from_pretrained, save_pretrained
+from .checkpoints import NetworkCard, build_network, load_network, save_network
 from .classifier import ImageClassifier
 from .data import ImageData, load_data
 from .devices import choose_device, choose_precision
@@ -198,8 +198,8 @@ def _finish(
     settings: TrainingSettings, data: ImageData, rows: list[Row], parameters: int
 ) -> TrainingResult:
     folder = settings.folder
-    network, card = from_pretrained(folder / "best.ckpt")
-    save_pretrained(network, card, folder)
+    network, card = load_network(folder / "best.ckpt")
+    save_network(network, card, folder)
     plot_curves(folder / runs.CURVES_FILE, rows, title=f"{settings.model} on {data.name}")
     draw_test_masks(network, card, data, folder / runs.MASKS_FILE)
     result = TrainingResult(

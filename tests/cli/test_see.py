@@ -13,7 +13,7 @@ import torch
 import typer
 from PIL import Image
 
-from ran.checkpoints import NetworkCard, save_pretrained
+from ran.checkpoints import NetworkCard, save_network
 from ran.cli import app
 from ran.data import Preprocessing
 from ran.files import replacing, stopping_cleanly
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Preprocessing(16, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         TINY_OPTIONS,
     )
-    save_pretrained(card.build(), card, folder)
+    save_network(card.build(), card, folder)
     return folder
 
 
@@ -177,7 +177,14 @@ def test_info_of_the_installation_and_of_a_checkpoint(checkpoint: Path) -> None:
         assert word in kernels
     result = ran("info", checkpoint)
     assert result.exit_code == 0
-    for word in ("attention56_cifar_pool", "stem_width=8", "2: cat, dog", "16×16", "0.25", "for one such image"):
+    for word in (
+        "attention56_cifar_pool",
+        "stem_width=8",
+        "2: cat, dog",
+        "16×16",
+        "0.25",
+        "for one such image",
+    ):
         assert word in result.stdout
     refused(ran("info", checkpoint / "no.ckpt"), "expected a checkpoint")
 

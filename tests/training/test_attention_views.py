@@ -8,7 +8,7 @@ from PIL import Image
 
 import ran
 from ran.attention_views import ChannelView, ModuleView, attention_views, telling_channels
-from ran.checkpoints import NetworkCard, save_pretrained
+from ran.checkpoints import NetworkCard, save_network
 from ran.data import Preprocessing
 from ran.errors import UserError
 from ran.mask_pictures import ABOVE, CELL, HEADING, TITLE, WIDTH, ImageView, _columns, save_page
@@ -29,7 +29,7 @@ def saved(folder: Path, model: str, options: dict[str, Any], seed: int = 0) -> P
     card = card_of(model, options)
     network = card.build()
     network(4 * torch.randn(8, 3, 32, 32))  # moves the running statistics off their first values
-    save_pretrained(network, card, folder)
+    save_network(network, card, folder)
     return folder
 
 
@@ -184,7 +184,7 @@ def test_networks_of_other_channels_and_too_tall_pages_are_refused(tmp_path: Pat
         Preprocessing(16, 1.0, (0.5,) * 4, (0.3,) * 4),
         TINY_OPTIONS,
     )
-    save_pretrained(card.build(), card, tmp_path)
+    save_network(card.build(), card, tmp_path)
     with pytest.raises(UserError, match="expected a network of 1 or 3 input channels"):
         plot_masks(tmp_path, [tmp_path / "a.png"], tmp_path / "out.png")
     module = ModuleView("m", 1, np.zeros((2, 2)), None, ())

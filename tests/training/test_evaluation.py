@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ran.checkpoints import NetworkCard, from_pretrained, save_pretrained
+from ran.checkpoints import NetworkCard, load_network, save_network
 from ran.data import ImageData, Preprocessing, load_data
 from ran.data.digits import InMemory
 from ran.errors import UserError
@@ -26,7 +26,7 @@ def few(size: int = 16, count: int = 90) -> ImageData:
 
 def by_hand(checkpoint: Path, data: ImageData, *, mirrored: bool = False) -> torch.Tensor:
     """The probabilities of the test images, computed without what is tested."""
-    network, card = from_pretrained(checkpoint)
+    network, card = load_network(checkpoint)
     images, _ = data.test.__getitems__(range(len(data.test)))
     with torch.no_grad():
         found = network(card.preprocessing.normalize(images)).softmax(1)
@@ -93,7 +93,7 @@ def test_gray_images_suit_a_colour_network_but_not_the_reverse(
         Preprocessing(16, 1.0, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)),
         TINY_OPTIONS,
     )
-    save_pretrained(card.build(), card, tmp_path)
+    save_network(card.build(), card, tmp_path)
     assert evaluate(tmp_path, data).images == 20
     images, labels = data.test.__getitems__(range(20))
     colours = dataclasses.replace(
@@ -112,7 +112,7 @@ def test_a_network_of_nan_is_refused(tmp_path: Path) -> None:
     )
     network = card.build()
     torch.nn.init.constant_(network.get_classifier().bias, float("nan"))  # type: ignore[operator]
-    save_pretrained(network, card, tmp_path)
+    save_network(network, card, tmp_path)
     with pytest.raises(UserError, match="expected finite outputs"):
         evaluate(tmp_path, few(count=10))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ran import exporting
-from ran.checkpoints import NetworkCard, from_pretrained, save_pretrained
+from ran.checkpoints import NetworkCard, load_network, save_network
 from ran.data import Preprocessing
 from ran.errors import UserError
 from ran.exporting import export
@@ -41,14 +41,14 @@ def save(tmp_path: Path) -> Callable[[str], Path]:
             for parameter in network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
             network(torch.randn(8, channels, 16, 16))
-        save_pretrained(network, card, tmp_path)
+        save_network(network, card, tmp_path)
         return tmp_path
 
     return run
 
 
 def on_images(folder: Path, count: int, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    network, card = from_pretrained(folder)
+    network, card = load_network(folder)
     x = torch.randn(count, card.preprocessing.channels, size, size)
     with torch.no_grad():
         return x, network(x)
@@ -128,9 +128,9 @@ def test_a_failed_check_leaves_no_file(
 
 def test_a_network_of_nan_is_not_written(save: Callable[[str], Path]) -> None:
     folder = save("mixed")
-    network, card = from_pretrained(folder)
+    network, card = load_network(folder)
     torch.nn.init.constant_(network.get_classifier().bias, float("nan"))  # type: ignore[operator]
-    save_pretrained(network, card, folder)
+    save_network(network, card, folder)
     with pytest.raises(UserError, match="off by nan"):
         export(folder, folder / "model.pt2")
     assert not list(folder.glob("*.pt2"))

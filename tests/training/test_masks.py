@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from ran import masks
-from ran.checkpoints import NetworkCard, from_pretrained
+from ran.checkpoints import NetworkCard, load_network
 from ran.data import load_data
 from ran.errors import UserError
 from ran.mask_grid import save_grid
@@ -19,7 +19,7 @@ from .helpers import random_image
 
 
 def test_mean_masks_average_the_networks_masks_over_channels(trained: TrainingResult) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     images, _ = load_data("digits", 16).test.__getitems__(range(3))
     found = mean_masks(network, card.preprocessing, images)
     whole = network.attention_masks(card.preprocessing.normalize(images))  # type: ignore[operator]
@@ -58,7 +58,7 @@ def test_masks_of_image_files(trained: TrainingResult, tmp_path: Path) -> None:
 def test_test_masks_show_one_image_of_each_of_the_first_classes(
     trained: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     drawn: dict[str, list[str]] = {}
     monkeypatch.setattr(
         masks, "save_grid", lambda path, images, captions, found, title: drawn.update(c=captions)
@@ -71,10 +71,10 @@ def test_test_masks_show_one_image_of_each_of_the_first_classes(
 def test_a_network_without_attention_gets_no_picture(
     trained: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, card = from_pretrained(trained.folder)
+    _, card = load_network(trained.folder)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
     draw_test_masks(plain, card, load_data("digits", 16), tmp_path / "masks.png")
-    monkeypatch.setattr(masks, "from_pretrained", lambda path: (plain, card))
+    monkeypatch.setattr(masks, "load_network", lambda path: (plain, card))
     with pytest.raises(UserError, match="expected a network with masks"):
         plot_masks(tmp_path, ["x.png"], tmp_path / "masks.png")
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from rich.console import Console
 import ran.data.folder
 from ran import runs
 from ran.callbacks import COLUMNS
-from ran.checkpoints import from_pretrained
+from ran.checkpoints import load_network
 from ran.classifier import warmup_cosine
 from ran.data import load_data
 from ran.errors import UserError
@@ -48,7 +48,7 @@ def test_metrics_csv_has_a_row_for_each_epoch(trained: TrainingResult) -> None:
 
 
 def test_the_saved_weights_are_the_best_epochs(trained: TrainingResult) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     data = load_data("digits", 16)
     right = 0
     for images, labels in data.test_loader(64):
@@ -63,7 +63,7 @@ def test_run_json_says_what_was_asked_for_and_what_came(trained: TrainingResult)
     assert run["settings"]["model"] == "attention56_cifar_pool"
     assert run["settings"]["epochs"] == 5
     assert run["results"]["last"] == trained.last
-    network, _ = from_pretrained(trained.folder)
+    network, _ = load_network(trained.folder)
     assert run["results"]["parameters"] == sum(p.numel() for p in network.parameters())
 
 
@@ -148,7 +148,7 @@ def test_training_on_a_folder_of_images(tmp_path: Path, augmentation: str) -> No
         augmentation=augmentation,
     )
     result = train(settings)
-    network, card = from_pretrained(result.folder)
+    network, card = load_network(result.folder)
     assert card.class_names == ("cat", "dog")
     assert network(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
 
@@ -197,7 +197,7 @@ def test_sigterm_stops_with_its_code_and_keeps_whole_epochs(
     if epoch == 1:
         assert not (tmp_path / "run").exists()
     else:
-        from_pretrained(tmp_path / "run" / "last.ckpt")
+        load_network(tmp_path / "run" / "last.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_learning_rate_rises_on_a_line_and_falls_on_a_cosine() -> None:
 @pytest.mark.usefixtures("few_digits")
 def test_bfloat16_trains_on_the_cpu(tmp_path: Path) -> None:
     result = train(tiny_settings(tmp_path / "run", epochs=1, precision="bf16-mixed"))
-    network, _ = from_pretrained(result.folder)
+    network, _ = load_network(result.folder)
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
