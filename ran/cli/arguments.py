@@ -22,7 +22,9 @@ Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image fi
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=_devices)]
 Data = Annotated[
     str,
-    typer.Option(help="Whose test images: digits, folder:PATH, …", autocompletion=_data),
+    typer.Option(
+        help="Whose test images: digits, folder:PATH, cifar10:PATH, …", autocompletion=_data
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images computed at once.")]
 Overwrite = Annotated[
