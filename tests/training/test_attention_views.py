@@ -104,9 +104,10 @@ def test_modules_are_chosen_by_pattern() -> None:
 
 
 def test_a_page_shows_masks_and_features_where_they_are(tmp_path: Path) -> None:
-    rising = np.linspace(0, 1, 8, dtype=np.float32)[None].repeat(8, 0)
-    channel = ChannelView(3, None, before=rising, mask=rising.T, after=2 * rising - 1)
-    module = ModuleView("stages.0.attention1", 16, rising, None, (channel, channel))
+    rising = np.linspace(0, 1, 9, dtype=np.float32)[None].repeat(9, 0)
+    first = ChannelView(3, None, before=rising, mask=rising.T, after=2 * rising)
+    second = ChannelView(4, None, before=-rising, mask=1 - rising, after=-rising)
+    module = ModuleView("stages.0.attention1", 16, rising, None, (first, second))
     gray = np.full((32, 32, 3), 128, dtype=np.uint8)
     save_page(tmp_path / "page.png", [ImageView(gray, "cat", (module,))], title="test")
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
@@ -114,19 +115,26 @@ def test_a_page_shows_masks_and_features_where_they_are(tmp_path: Path) -> None:
     _, over_image, cells = _columns(3)
     top = TITLE + HEADING + ABOVE
 
-    def warmth(x: float, across: float, down: float) -> int:
-        """Red minus blue in the cell that starts at x, at shares of its width and height."""
-        pixel = pixels[int(top + down * CELL), int(x + across * CELL)]
-        return int(pixel[0] - pixel[2])
+    def color(x: float, across: float, down: float = 0.5) -> list[int]:
+        """Of the cell that starts at x, at shares of its width and height."""
+        found: list[int] = pixels[int(top + down * CELL), int(x + across * CELL)].tolist()
+        return found
 
-    assert warmth(over_image, 0.1, 0.5) < -50 < 50 < warmth(over_image, 0.9, 0.5)
-    assert warmth(cells[1], 0.5, 0.1) < -50 < 50 < warmth(cells[1], 0.5, 0.9)
-    # Features: zero is white, and one scale holds before (0 to 1) and after (-1 to 1).
-    assert abs(warmth(cells[0], 0.06, 0.5)) < 10
-    assert warmth(cells[2], 0.06, 0.5) < -20
-    assert warmth(cells[0], 0.94, 0.5) == warmth(cells[2], 0.94, 0.5) > 40
-    # The second channel is drawn like the first.
-    assert warmth(cells[3], 0.94, 0.5) == warmth(cells[0], 0.94, 0.5)
+    def warmth(x: float, across: float, down: float = 0.5) -> int:
+        red, _, blue = color(x, across, down)
+        return red - blue
+
+    start, middle, end = 0.06, 0.5, 0.94
+    assert warmth(over_image, start) < -50 < 50 < warmth(over_image, end)
+    assert warmth(cells[1], middle, start) < -50 < 50 < warmth(cells[1], middle, end)
+    assert warmth(cells[4], end) < -50 < 50 < warmth(cells[4], start)
+    # Features of a channel: zero is white, and one scale holds before (to 1) and after (to 2).
+    for cell in (cells[0], cells[2], cells[3], cells[5]):
+        assert min(color(cell, start)) > 240
+    assert color(cells[0], end) == color(cells[2], middle) != color(cells[2], end)
+    assert warmth(cells[0], end) > 50
+    assert warmth(cells[3], end) < -20
+    assert color(cells[3], end) == color(cells[5], end)
 
 
 @pytest.mark.parametrize(
