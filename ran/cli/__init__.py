@@ -34,6 +34,12 @@ class _Group(TyperGroup):
             code = _fail("ran", str(error))
         except _UsageError as error:
             code = _report_usage(error)
+        except OSError as error:  # of a file or disk that nothing above knew more about
+            code = _fail("ran", " ".join(str(error).split()))
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+                raise
+            code = _fail("ran", "out of the GPU's memory: expected a smaller batch or image size")
         except (KeyboardInterrupt, typer.Abort):  # of which newer versions make an exit code
             code = INTERRUPTED
         if code == INTERRUPTED:

@@ -276,12 +276,22 @@ def test_a_full_disk_leaves_no_part_of_a_file(
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
-def test_ctrl_c_is_one_line(
-    checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "ran: interrupted\n"),
+        (OSError(40, "Too many links", "x"), 2, "ran: [Errno 40] Too many links: 'x'\n"),
+        (torch.OutOfMemoryError("CUDA"), 2, "ran: out of the GPU's memory: expected a smaller"),
+    ],
+)
+def test_what_stops_any_command_is_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
 ) -> None:
-    def interrupted(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
 
-    monkeypatch.setattr("ran.prediction.predict", interrupted)
-    result = ran("predict", checkpoint, photos)
-    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "ran: interrupted\n")
+    monkeypatch.setattr("ran.prediction.predict", fail)
+    result = ran("predict", checkpoint, checkpoint)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith(line)
+    assert result.stderr.count("\n") == 1
