@@ -18,7 +18,6 @@ def _data(incomplete: str) -> list[str]:
 Checkpoint = Annotated[
     Path, typer.Argument(help="Folder of a training, its model.safetensors, or a .ckpt file.")
 ]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=_devices)]
 Data = Annotated[
     str,

@@ -15,7 +15,7 @@ def masks(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CHECKPOINT... IMAGE...",
+            metavar="CHECKPOINT IMAGE",
             help="A checkpoint (folder of a training, its model.safetensors, or a .ckpt file), or "
             "with --gif several in order, then image files.",
         ),

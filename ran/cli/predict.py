@@ -23,7 +23,7 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE|FOLDER...",
+            metavar="IMAGE|FOLDER",
             help="Image files, and folders with image files at any depth.",
         ),
     ],

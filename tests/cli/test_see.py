@@ -13,6 +13,7 @@ import torch
 import typer
 from PIL import Image
 
+import ran as package
 from ran.checkpoints import NetworkCard, save_network
 from ran.cli import app
 from ran.data import Preprocessing
@@ -187,6 +188,14 @@ def test_info_of_the_installation_and_of_a_checkpoint(checkpoint: Path) -> None:
     ):
         assert word in result.stdout
     refused(ran("info", checkpoint / "no.ckpt"), "expected a checkpoint")
+
+
+def test_the_commands_are_functions_of_the_package() -> None:
+    for name in ("evaluate", "predict", "plot_masks", "export"):
+        assert callable(getattr(package, name))
+        assert name in package.__all__
+    with pytest.raises(AttributeError, match="'evaluation_of'"):
+        _ = package.evaluation_of
 
 
 def commands() -> dict[str, typer.core.TyperCommand]:
