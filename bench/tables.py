@@ -1,4 +1,4 @@
-"""Writes the tables of measurements in the documents from the files in bench/results.
+"""Writes the documents' tables of measurements, and the pictures, from the files in bench/results.
 
 ``python -m bench.tables`` rewrites them. A table stands between ``<!-- table: NAME -->`` and
 ``<!-- end -->``, where NAME is a file of bench/results without its ending; ``NAME rows`` gives
@@ -14,6 +14,7 @@ from typing import Any
 from bench.kernels.figures import row
 from bench.machine import summary
 from bench.networks.tables import fused, memory
+from bench.plots import draw
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -117,6 +118,10 @@ def filled(text: str) -> str:
 def main() -> None:
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text()))
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        if content["kind"] == "kernels":
+            draw(content, path.stem, RESULTS)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Residual Attention Networks and ResNets with CBAM in PyTorch."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .attention import AttentionFeatures, AttentionModule, SoftMaskBranch
 from .cbam import CbamGates, CbamResNet
 from .cbam_registry import (
@@ -42,6 +45,12 @@ from .registry import (
 from .spec import NetworkSpec
 from .weights import LoadReport, load_checkpoint
 
+if TYPE_CHECKING:
+    from .evaluation import evaluate
+    from .exporting import export
+    from .masks import plot_masks
+    from .prediction import predict
+
 __all__ = [
     "AttentionFeatures",
     "AttentionModule",
@@ -82,8 +91,27 @@ __all__ = [
     "count_multiply_adds",
     "count_parameters",
     "create_model",
+    "evaluate",
+    "export",
     "from_pretrained",
     "list_models",
     "load_checkpoint",
+    "plot_masks",
+    "predict",
     "save_pretrained",
 ]
+
+#: What the commands do, by the module it is in: imported when it is asked for, because networks
+#: need neither matplotlib nor the readers of data.
+_COMMANDS = {
+    "evaluate": "evaluation",
+    "export": "exporting",
+    "plot_masks": "masks",
+    "predict": "prediction",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _COMMANDS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_COMMANDS[name]}", __name__), name)

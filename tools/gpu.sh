@@ -21,13 +21,17 @@ print("%d.%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() 
 if [ -n "$capability" ]; then
   export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability} RAN_CUDA=1
   kernels=(--device cuda --batch 256 --first-stage --rounds 11)
-  networks=(--device cuda --dtype bfloat16 --network attention92 --network cbam_resnet50 --rounds 11)
+  # Without max-autotune, which tunes for minutes a network: `python -m bench.networks.speed` has it.
+  networks=(--device cuda --dtype bfloat16 --network attention92 --network cbam_resnet50 --rounds 11
+    --direction "training step" --direction inference
+    --variant plain --variant "plain compiled" --variant ours --variant "ours compiled")
   sanitizer=compute-sanitizer
   command -v "$sanitizer" >/dev/null || sanitizer=${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer
 else
   echo "torch finds no GPU: rehearsing on the CPU"
   kernels=(--device cpu --batch 1 --first-stage --rounds 2 --op attention_gate --op CBAM)
-  networks=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2)
+  networks=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2
+    --direction "training step" --variant plain --variant ours --variant "ours compiled")
   sanitizer=env
 fi
 
@@ -57,7 +61,7 @@ for name in $steps; do
         --benchmark-json="$out/kernels-$stamp.json" "${kernels[@]}"
       ;;
     networks)
-      step networks 200 "$python" -m bench.networks.speed "${networks[@]}" \
+      step networks 180 "$python" -m bench.networks.speed "${networks[@]}" \
         --result "$out/networks-$stamp.json"
       ;;
     sanitize)

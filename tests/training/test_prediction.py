@@ -58,5 +58,5 @@ def test_bad_arguments_are_named(trained: TrainingResult, digit_files: list[Path
         predict(trained.folder, digit_files, topk=0)
     with pytest.raises(UserError, match="device: expected"):
         predict(trained.folder, digit_files, device="gpu")
-    with pytest.raises(UserError, match="found a folder"):
-        predict(trained.folder, [trained.folder])
+    with pytest.raises(UserError, match="at least one image"):
+        predict(trained.folder, [])
