@@ -281,8 +281,10 @@ def _download(repository: str, name: str, revision: str | None) -> Path:
 def _describe(model: nn.Module, content: dict[str, Any], source: Path) -> None:
     """Put the extras where timm looks for them."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    if names := content.get("class_names"):
-        cfg |= {"num_classes": len(names), "label_names": list(names)}
+    if (names := content.get("class_names")) is not None:
+        if not isinstance(names, list) or len(names) != content.get("num_classes"):
+            raise UserError(f"{source}: a field is malformed: class_names is {names!r}")
+        cfg |= {"num_classes": len(names), "label_names": names}
     if given := content.get("preprocessing"):
         from .data.images import Preprocessing
 

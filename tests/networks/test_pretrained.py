@@ -232,6 +232,8 @@ def test_missing_and_damaged_files_are_named(saved: Path) -> None:
         ("options", {"widths": [10**12] * 3}, "options that build no attention56_cifar"),
         ("options", {"features_only": True, "feature_cls": "x"}, "options that build no"),
         ("num_classes", "3", "num_classes: expected an integer"),
+        ("class_names", 3, "a field is malformed: class_names is 3"),
+        ("class_names", ["cat"], r"a field is malformed: class_names is \['cat'\]"),
         ("preprocessing", {"mean": 3}, "a field is malformed: preprocessing"),
         ("version", 2, "expected version 1 of ran-network, got 2"),
     ],
