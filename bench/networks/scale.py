@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import ran
 from bench.compare import keep_freed_memory
-from bench.machine import describe
 
-from .results import write
+from .results import content, write
 from .speed import compare
+from .tables import scale
 
 #: By what is varied: (network, batch, size) of each point.
 SWEEPS: dict[str, list[tuple[str, int, int]]] = {
@@ -64,29 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results += measure(sweep, device, given.rounds)
         if given.result:
             write(given.result, "network scale", results)
-    Console(width=120).print(table(results))
-
-
-def table(results: Sequence[dict[str, Any]]) -> Table:
-    """Milliseconds of every point."""
-    made = Table(title=f"inference on {describe()['chip']}", caption="medians")
-    for heading in ("sweep", "network", "images"):
-        made.add_column(heading, no_wrap=True)
-    for heading in ("10⁹ multiply-adds", "plain, ms", "ours, ms"):
-        made.add_column(heading, justify="right")
-    for result in results:
-        samples = result["samples"]
-        made.add_row(
-            result["sweep"],
-            result["network"],
-            "×".join(map(str, (result["batch"], 3, *result["size"]))),
-            f"{result['multiply_adds']:.2f}",
-            *(
-                f"{sorted(samples[name])[len(samples[name]) // 2] * 1e3:.1f}"
-                for name in ("plain", "ours")
-            ),
-        )
-    return made
+    print(scale(content("network scale", results)))
 
 
 if __name__ == "__main__":
