@@ -94,6 +94,21 @@ RAN_INLINE Sums<V, kRow> sum_over(const GateShape& s, int64_t width, F&& f) {
   return total;
 }
 
+// Replaces the sums of a strip by f of them.
+template <bool kRow, typename V, typename F>
+RAN_INLINE void map_sums(Sums<V, kRow>& sums, int64_t width, F&& f) {
+  if constexpr (kRow) {
+    const V value = f(sums.of[0]);
+    for (V& entry : sums.of) {
+      entry = value;
+    }
+  } else {
+    for (int64_t e = 0; e * kLanes < width; ++e) {
+      sums.of[e] = f(sums.of[e]);
+    }
+  }
+}
+
 template <typename V>
 RAN_INLINE V square_root(V v) {
   for (int i = 0; i < kLanes; ++i) {
@@ -118,23 +133,21 @@ RAN_INLINE Standard<vec_t<T>, kRow> standardise(const GateShape& s, const T* log
     z.center = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t) RAN_INLINE_LAMBDA {
       return load_some(logits + at, count);
     });
-    for (V& center : z.center.of) {
-      center /= splat<V>(s.members);
-    }
+    map_sums<kRow>(z.center, width, [&](V sum) RAN_INLINE_LAMBDA { return sum / splat<V>(s.members); });
   }
   z.scale = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t entry) RAN_INLINE_LAMBDA {
     const V d = load_some(logits + at, count) - z.center.of[entry];
     return d * d;
   });
-  for (V& scale : z.scale.of) {
+  map_sums<kRow>(z.scale, width, [&](V squares) RAN_INLINE_LAMBDA {
     if constexpr (kKind == Activation::kSpatial) {
-      scale = 1 / square_root(scale / splat<V>(s.members) + splat<V>(kSpatialEps));
+      return 1 / square_root(squares / splat<V>(s.members) + splat<V>(kSpatialEps));
     } else {
-      const V norm = square_root(scale);
+      const V norm = square_root(squares);
       // Written so that a NaN stays one.
-      scale = 1 / (norm < splat<V>(kChannelEps) ? splat<V>(kChannelEps) : norm);
+      return 1 / (norm < splat<V>(kChannelEps) ? splat<V>(kChannelEps) : norm);
     }
-  }
+  });
   return z;
 }
 
@@ -213,20 +226,18 @@ RAN_SIMD void backward_strip(
     first = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
       return u_at(at, count, z_at(at, count, e));
     });
-    for (V& f : first.of) {
-      f /= splat<V>(s.members);
-    }
+    map_sums<kRow>(first, width, [&](V sum) RAN_INLINE_LAMBDA { return sum / splat<V>(s.members); });
   }
   Sums<V, kRow> second = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
     const V z = z_at(at, count, e);
     return u_at(at, count, z) * z;
   });
-  for (size_t e = 0; e < std::size(second.of); ++e) {
-    if constexpr (kKind == Activation::kSpatial) {
-      second.of[e] /= splat<V>(s.members);
-    } else {
-      // A clamped norm is a constant, and has no part in the gradient.
-      const V clamped = splat<V>(accumulate_t<T>(1 / kChannelEps));
+  if constexpr (kKind == Activation::kSpatial) {
+    map_sums<kRow>(second, width, [&](V sum) RAN_INLINE_LAMBDA { return sum / splat<V>(s.members); });
+  } else {
+    // A clamped norm is a constant, and has no part in the gradient.
+    const V clamped = splat<V>(accumulate_t<T>(1 / kChannelEps));
+    for (int64_t e = 0; e < (kRow ? kRowSums : (width + kLanes - 1) / kLanes); ++e) {
       second.of[e] = standard.scale.of[e] >= clamped ? V{} : second.of[e];
     }
   }

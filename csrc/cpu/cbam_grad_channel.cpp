@@ -70,9 +70,8 @@ RAN_SIMD void maps_pass(
       end - begin);
 }
 
-// (HW, C) of one sample: channels [begin, end), rows added up a few at a time. Only one element of a
-// row belongs to a maximum, so that term is added by itself while the row is in the cache. Behind the
-// sums of a tile are the totals: a running sum of thousands of float32 loses digits.
+// (HW, C) of one sample: channels [begin, end), rows added up a few at a time. Behind the sums of a
+// tile are the totals: a running sum of thousands of float32 loses digits.
 template <bool kGrad, typename T>
 RAN_SIMD void rows_pass(
     const CbamGradChannel& a,
@@ -98,17 +97,16 @@ RAN_SIMD void rows_pass(
         for (int64_t r = row; r < row + count.value; ++r) {
           __builtin_prefetch(x + (r + count.value) * c + i);
           const V g = load_grad<kGrad>(grad, r * c + i, lanes);
-          sum += (g * tile.gate[r] + tile.mean[r]) * load(x + r * c + i, lanes);
+          V arriving = g * tile.gate[r] + tile.mean[r];
+          const int64_t highest = tile.channel[r] - begin;
+          if (has(i, highest)) {  // a position has one maximum
+            arriving += mask_for<V>(lane_of(i, highest)) ? splat<V>(tile.maximum[r]) : V{};
+          }
+          sum += arriving * load(x + r * c + i, lanes);
         }
         sum = fresh(sum, V{}, lanes);
         store(sums + i, load(sums + i, lanes) + sum, lanes);
       });
-      for (int64_t r = row; r < row + count.value; ++r) {
-        const int64_t channel = tile.channel[r] - begin;
-        if (channel >= 0 && channel < channels) {
-          sums[channel] += tile.maximum[r] * scalar(x + r * c + channel);
-        }
-      }
     };
     int64_t row = 0;
     for (; row + 4 <= n; row += 4) {

@@ -93,6 +93,20 @@ def test_nan_wins_and_infinities_propagate(place: Place, layout: str, gated: boo
 
 
 @kernels
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_the_gradient_of_a_gate_on_infinity_is_infinite(place: Place, layout: str) -> None:
+    # Its maximum's and its mean's parts have one sign or the other, and are added up first.
+    for sign in (1, -1):
+        x = features((2, 21, 3, 5))
+        x[0, 3, 1, 2] = sign * torch.inf
+        x = LAYOUTS[layout](x.to(place.device))
+        args = (x, channel_logits(x))
+        want = outputs_and_grads(reference.spatial_pool, args)
+        got = place.run(outputs_and_grads, ran_kernels.spatial_pool, args)
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@kernels
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)], ids=str)
 def test_empty(place: Place, shape: tuple[int, ...]) -> None:
     x = features(shape, device=place.device)
