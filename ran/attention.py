@@ -68,6 +68,7 @@ class SoftMaskBranch(nn.Module):
         super().__init__()
         require_choice("graph", GRAPHS, graph)
         require_count("depth", 0, depth)
+        require_count("r", 1, r)
         self.depth = depth
         self.additive = graph == "additive"
         self.pool = max_pool(3, pool)
@@ -128,12 +129,15 @@ class AttentionModule(nn.Module):
     ) -> None:
         super().__init__()
         require_choice("activation", ACTIVATIONS, activation)
+        after = p if post_units is None else post_units
+        for name, least, value in (("p", 0, p), ("t", 1, t), ("post_units", 0, after)):
+            require_count(name, least, value)
         self.activation = activation
         self.residual = residual
         self.pre = unit_sequence(unit, channels, p)
         self.trunk = unit_sequence(unit, channels, t)
         self.mask = SoftMaskBranch(channels, mask_depth, r=r, unit=unit, pool=pool, graph=graph)
-        self.post = unit_sequence(unit, channels, p if post_units is None else post_units)
+        self.post = unit_sequence(unit, channels, after)
 
     def _gate(self, logits: Tensor, trunk: Tensor) -> Tensor:
         return ran_kernels.attention_gate(

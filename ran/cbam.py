@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from ran_kernels.nn import CBAM
 
-from .checks import is_count, require, require_choice, require_count, require_head, require_images
+from .checks import (
+    is_count,
+    require,
+    require_choice,
+    require_count,
+    require_head,
+    require_images,
+    require_probability,
+)
 from .modes import checkpointed, evaluating, stored
 
 
@@ -144,7 +152,8 @@ class CbamResNet(ResNet):
     ) -> None:
         require_choice("block", BLOCKS, block)
         for name, values in (("layers", layers), ("channels", channels)):
-            counts = len(values) == 4 and all(is_count(value, 1) for value in values)
+            four = isinstance(values, Sequence) and len(values) == 4
+            counts = four and all(is_count(value, 1) for value in values)
             require(counts, name, "four integers of at least 1", values)
         for name, value in (
             ("cardinality", cardinality),
@@ -157,7 +166,7 @@ class CbamResNet(ResNet):
             require(cardinality == 1, "cardinality", "1 for basic blocks", cardinality)
             require(base_width == 64, "base_width", "64 for basic blocks", base_width)
         require_choice("stride_in_1x1", (False, True), stride_in_1x1)
-        require(0 <= drop_rate <= 1, "drop_rate", "a probability", drop_rate)
+        require_probability("drop_rate", drop_rate)
         require_head(num_classes, global_pool)
         super().__init__(
             BLOCKS[block],  # type: ignore[arg-type] # timm annotates a class as its instance

@@ -94,6 +94,8 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
         path = path / WEIGHTS_FILE
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file there")
+    if path.suffix not in (".ckpt", ".safetensors"):
+        raise UserError(f"{path}: expected a folder, a .safetensors or a .ckpt file")
     if path.suffix == ".ckpt":
         tensors, card = _read_lightning(path)
     else:

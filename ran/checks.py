@@ -33,9 +33,14 @@ def require_known(name: str, known: Collection[str], got: str, *, listed: str = 
     ``listed``: where the reader finds them, in place of all of them.
     """
     if got not in known:
-        near = get_close_matches(got, known)
+        near = get_close_matches(got, known) if isinstance(got, str) else []
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"{name}: expected one of {listed or ', '.join(known)}, got {got!r}{hint}")
+
+
+def require_probability(name: str, got: object) -> None:
+    """Raise ValueError unless ``got`` is a number from 0 to 1."""
+    require(isinstance(got, int | float) and 0 <= got <= 1, name, "a probability", got)
 
 
 def require_head(num_classes: int, global_pool: str) -> None:
@@ -47,9 +52,11 @@ def require_head(num_classes: int, global_pool: str) -> None:
 
 
 def require_images(x: Tensor, in_chans: int, least: int) -> None:
-    """Raise ValueError unless x is (N, in_chans, H, W) with H and W of at least ``least``."""
+    """Raise ValueError unless x is (N, in_chans, H, W) of floats, H and W at least ``least``."""
     if x.ndim != 4 or x.shape[1] != in_chans or x.shape[2] < least or x.shape[3] < least:
         raise ValueError(
             f"x: expected shape (N, {in_chans}, H, W) with H and W of at least {least}, "
             f"got {tuple(x.shape)}"
         )
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point, got {x.dtype}")

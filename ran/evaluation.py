@@ -17,9 +17,8 @@ from .checkpoints import NetworkCard, load_network
 from .data import Batch, ImageData, load_data
 from .devices import choose_device
 from .errors import UserError
-from .files import require_writable
-from .plots import plot_confusion
-from .prediction import class_probabilities
+from .plots import plot_confusion, require_picture
+from .prediction import class_probabilities, require_finite
 
 #: Test-time augmentations: the mean of the probabilities of an image and of its changed copies.
 AUGMENTATIONS = ("none", "flip")
@@ -161,7 +160,7 @@ def evaluate(
         if value is not None and value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     if confusion is not None:
-        require_writable(Path(confusion), overwrite=overwrite)
+        require_picture(Path(confusion), overwrite=overwrite)
     chosen = choose_device(device)
     network, card = load_network(checkpoint)
     size = card.preprocessing.image_size if image_size is None else image_size
@@ -271,8 +270,7 @@ def _count(
         if mirrored:
             mirror = class_probabilities(network, card.preprocessing, images.flip(3))
             probabilities = (probabilities + mirror) / 2
-        if not probabilities.isfinite().all():
-            raise UserError(f"{card.model}: expected finite outputs, its weights give NaN or more")
+        require_finite(probabilities, card)
         confusion.update(probabilities, labels)
         top5.update(probabilities, labels)
     seconds = time.perf_counter() - start

@@ -65,7 +65,7 @@ def export(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    images: Sequence[str | Path] = (),
+    images: str | Path | Sequence[str | Path] = (),
     image_size: int | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -79,7 +79,8 @@ def export(
     Args:
         checkpoint: as for ``ran.checkpoints.load_network``.
         output: ``.onnx``, which ONNX Runtime must run, or ``.pt2``, for ``torch.export.load``.
-        images: image files to compare on; two photographs that come with scikit-learn if none.
+        images: path of an image file to compare on, or several, of which the first three count;
+            two photographs that come with scikit-learn if none.
         image_size: side in pixels of what the file takes; that of its training if None.
         overwrite: replace ``output`` if it is there.
 
@@ -102,7 +103,7 @@ def export(
     network, card = load_network(checkpoint)
     network.float()
     card = _resized(network, card, image_size)
-    batch = _real_images(card, images)
+    batch = _real_images(card, [images] if isinstance(images, str | Path) else images)
     wanted, own = _exact_logits(network, batch)
     program = _trace(network, batch)
     operators = _plain_operators(program)

@@ -14,6 +14,7 @@ from .errors import UserError
 from .files import require_writable
 from .mask_grid import rgb_pictures, save_grid
 from .mask_pictures import ImageView, save_animation, save_page
+from .plots import require_picture
 from .prediction import class_probabilities, load_images
 
 #: Rows of the picture of test images.
@@ -26,7 +27,7 @@ Paths = Sequence[str | Path]
 
 def plot_masks(
     checkpoint: str | Path | Paths,
-    images: Paths,
+    images: str | Path | Paths,
     output: str | Path,
     *,
     modules: str = "*",
@@ -44,7 +45,7 @@ def plot_masks(
         checkpoint: as for ``ran.checkpoints.load_network``. Several of one training, in order,
             make an animated GIF: the channels are those that tell most in the last one, and the
             colours mean the same in all frames.
-        images: paths of image files.
+        images: path of an image file, or several.
         output: picture to write; its suffix says the format, such as .png, .pdf or .svg, and .gif
             for several checkpoints.
         modules: pattern of the modules' names, such as ``stages.2.*`` or ``layer4.*``.
@@ -58,16 +59,20 @@ def plot_masks(
     """
     output = Path(output)
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    images = [images] if isinstance(images, str | Path) else images
     if not checkpoints or not images:
         what = "images" if checkpoints else "checkpoint"
         raise UserError(f"{what}: expected at least one path, got none")
     if len(checkpoints) > 1 and output.suffix.lower() != ".gif":
         raise UserError(f"{output}: expected a .gif file for several checkpoints")
-    require_writable(output, overwrite=overwrite)
+    if output.suffix.lower() == ".gif":  # which matplotlib does not write
+        require_writable(output, overwrite=overwrite)
+    else:
+        require_picture(output, overwrite=overwrite)
     chosen = choose_device(device)
     if len(checkpoints) == 1:
         network, card = _load(checkpoints[0], chosen)
-        if output.suffix.lower() == ".gif":  # which matplotlib does not write
+        if output.suffix.lower() == ".gif":
             save_animation(output, [_views(network, card, images, modules)], [_title(card)])
         else:
             draw_network_masks(network, card, images, output, modules=modules)

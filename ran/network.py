@@ -10,7 +10,14 @@ from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
 from .attention import AttentionFeatures, AttentionModule
-from .checks import require, require_choice, require_count, require_head, require_images
+from .checks import (
+    require,
+    require_choice,
+    require_count,
+    require_head,
+    require_images,
+    require_probability,
+)
 from .modes import checkpointed, evaluating, stored
 from .spec import NetworkSpec
 from .units import UNITS, init_weights, max_pool
@@ -83,7 +90,7 @@ class ResidualAttentionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         require_count("in_chans", 1, in_chans)
-        require(0 <= drop_rate <= 1, "drop_rate", "a probability", drop_rate)
+        require_probability("drop_rate", drop_rate)
         require_head(num_classes, global_pool)
         self.spec = spec
         self.num_classes = num_classes

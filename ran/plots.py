@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .errors import UserError
-from .files import replacing
+from .files import replacing, require_writable
 
 TRAIN_COLOR, TEST_COLOR = "#1f6fb4", "#d1495b"
 #: Of a confusion matrix: classes up to which each cell has its count and each line its name.
@@ -121,6 +122,15 @@ def _short(name: str) -> str:
 def plain(text: str) -> str:
     """``text`` for matplotlib, which otherwise takes what stands between dollars for TeX."""
     return text.replace("$", r"\$")
+
+
+def require_picture(path: Path, *, overwrite: bool) -> None:
+    """Raises UserError unless ``path`` may be written and its suffix is of a format known here."""
+    require_writable(path, overwrite=overwrite)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        suffixes = ", ".join(f".{name}" for name in sorted(known))
+        raise UserError(f"{path}: expected a name that ends in one of {suffixes}")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -38,6 +38,12 @@ def class_probabilities(network: nn.Module, preprocessing: Preprocessing, images
     return logits.float().softmax(1).cpu()
 
 
+def require_finite(probabilities: Tensor, card: NetworkCard) -> None:
+    """Raises UserError where a network's weights give no probabilities."""
+    if not probabilities.isfinite().all():
+        raise UserError(f"{card.model}: expected finite outputs, its weights give NaN or more")
+
+
 def load_images(paths: Sequence[str | Path], card: NetworkCard) -> Tensor:
     """Image files as ``card``'s network sees them: (N, C, image_size, image_size) uint8.
 
@@ -85,7 +91,7 @@ def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
 
 def predict(
     checkpoint: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
     topk: int = 5,
     masks: str | Path | None = None,
@@ -97,7 +103,8 @@ def predict(
 
     Args:
         checkpoint: as for ``ran.checkpoints.load_network``.
-        images: paths of image files, and of folders that hold image files at any depth.
+        images: path of an image file or of a folder that holds image files at any depth, or
+            several. An image that is there twice is classified once.
         topk: how many classes to give.
         masks: folder to write a picture of the attention masks of each image to; made if missing.
             None for no pictures.
@@ -107,13 +114,14 @@ def predict(
 
     Raises:
         UserError: an argument is out of its range, a file is missing or unreadable, or a picture
-            cannot be written. Pictures are written, each in one step, after all predictions.
+            cannot be written, or the network gives NaN. Pictures are written, each in one step,
+            after all predictions.
     """
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     chosen = choose_device(device)
-    files = find_images(images)
+    files = find_images([images] if isinstance(images, str | Path) else images)
     pictures = {} if masks is None else _picture_paths(files, Path(masks), overwrite)
     network, card = load_network(checkpoint)
     network.to(chosen)
@@ -128,6 +136,7 @@ def predict(
         batch = paths[start : start + batch_size]
         loaded = load_images(batch, card).to(chosen)
         probabilities = class_probabilities(network, card.preprocessing, loaded)
+        require_finite(probabilities, card)
         top = probabilities.topk(min(topk, len(card.class_names)))
         for path, values, numbers in zip(
             batch, top.values.tolist(), top.indices.tolist(), strict=True

@@ -1,6 +1,7 @@
 """What distinguishes one residual attention network from another."""
 
 from dataclasses import dataclass, fields, replace
+from math import inf
 
 from .attention import ACTIVATIONS, GRAPHS
 from .checks import is_count, require, require_choice, require_count
@@ -98,7 +99,7 @@ class NetworkSpec:
 
     def scaled(self, multiplier: float) -> "NetworkSpec":
         """The same plan with every width times ``multiplier``, rounded to what units allow."""
-        positive = isinstance(multiplier, int | float) and multiplier > 0
+        positive = isinstance(multiplier, int | float) and 0 < multiplier < inf
         require(positive, "width_multiplier", "a positive number", multiplier)
         multiple = max(8, WIDTH_MULTIPLES[self.unit])
 

@@ -92,7 +92,8 @@ def _fused(module: nn.Module, read: Callable[[Any], CBAM]) -> CBAM:
     except (AttributeError, TypeError) as error:
         raise _UnusualError(f"it is built unlike the known module of this name: {error}") from None
     _require_same_function(module, read)
-    fused.train(module.training)
+    # Not fused.train(): a part may be frozen in evaluation mode while the rest trains.
+    fused.training = module.training
     return fused
 
 
@@ -147,7 +148,7 @@ def _linear(layer: Any) -> nn.Linear:
     weight = layer.weight.detach().flatten(1)
     made.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     made.bias = layer.bias
-    return made
+    return made.train(layer.training)
 
 
 def _conv(layer: Any) -> nn.Conv2d:

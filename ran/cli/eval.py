@@ -70,6 +70,8 @@ def _print(evaluation: "Evaluation") -> None:
     table = Table("class", "images", "right", "precision", "most often taken for")
     for column in table.columns[1:4]:
         column.justify = "right"
+    for number in (0, 4):
+        table.columns[number].overflow = "fold"  # not cut short, as names may begin alike
     for score in evaluation.classes():
         table.add_row(
             score.name,

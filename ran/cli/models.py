@@ -23,7 +23,11 @@ def models(
     rows = [row for row in catalogue() if fnmatch(row.name, pattern)]
     if not rows:
         raise UserError(f"pattern: expected one that fits a network's name, got {pattern!r}")
-    table = Table("name", "parameters", "multiply-adds", "input", "published error, %")
+    # A name that is cut short is of no use to anyone, and pipes are as wide as narrow terminals.
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "parameters", "multiply-adds", "input"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("published error, %")
     for row in rows:
         table.add_row(
             row.name,

@@ -88,7 +88,10 @@ def _write_csv(predictions: "Sequence[Prediction]") -> None:
 
 
 def _print_table(predictions: "Sequence[Prediction]") -> None:
-    table = Table("image", "class", "probability")
+    table = Table()
+    for title in ("image", "class"):
+        table.add_column(title, overflow="fold")  # not cut short, as paths begin alike
+    table.add_column("probability", no_wrap=True)
     for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes):
             last = rank == len(prediction.classes) - 1

@@ -59,7 +59,7 @@ def _layers(model: ResidualAttentionNetwork) -> dict[str, str]:
             names |= {"bn1": f"{one}/bn", "bn2": f"{two}/bn", "bn3": f"{three}/bn"}
             names["shortcut.0"] = f"{unit}/branch2/conv1_1x1"
             names["shortcut.1"] = f"{unit}/branch2/conv1_1x1/bn"
-        layers |= unit_layers(model.get_submodule(ours), ours, names)
+        layers |= unit_layers(model, ours, names)
         before = unit
     for ours, module in _modules(model):
         layers |= {

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..cbam import CbamResNet
 from ..checks import require_choice
 from ..errors import UserError
+from ..network import ResidualAttentionNetwork
 from .plan import Plan
 from .reading import read_tensors
 from .report import Differences, LoadReport, shapes_differ
@@ -29,7 +31,8 @@ def load_checkpoint(
     mode; a network built with options that would make it compute something else is refused.
 
     Args:
-        model: from ``ran.create_model``. Its tensors keep their dtype and device.
+        model: from ``ran.create_model``, also with ``features_only`` or through
+            ``torch.compile``. Its tensors keep their dtype and device.
         path_or_state_dict: a .pt, .pth, .pkl, .tar, .bin, .ckpt, .safetensors or .npz file, or
             what such a file may hold: tensors or arrays by name, perhaps nested ("state_dict",
             "model", …) or with a prefix ("module.", …). Nothing in a file is executed.
@@ -50,22 +53,38 @@ def load_checkpoint(
             lists the rest.
 
     Raises:
-        UserError: a ValueError of one line. The file is missing, damaged, holds code or something
+        UserError: a ValueError of one line. ``model`` is no module, or is on the meta device; the
+            file is missing, damaged, holds code or something
             else than weights; its names are of no source; the model is another network, or
             differs in options; with ``strict``, tensors differ, of which it lists the first.
             The model is as it was before.
         ValueError: ``source`` is none of these.
     """
     require_choice("source", ("auto", *SOURCES), source)
+    network = _network(model)
     try:
         tensors = read_tensors(path_or_state_dict)
         source = recognise(tensors) if source == "auto" else source
-        plan = SOURCES[source].plan(model, tensors)
-        return _load(model, tensors, plan, source, strict)
+        plan = SOURCES[source].plan(network, tensors)
+        return _load(network, tensors, plan, source, strict)
     except UserError as error:
         given = isinstance(path_or_state_dict, Mapping)
         where = "state_dict" if given else path_or_state_dict
         raise UserError(f"{where}: {error}") from None
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """What holds the tensors by the names that this package gives them."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: expected a network, got a {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    inner = getattr(model, "model", None)  # what timm's feature extractor wraps
+    if isinstance(inner, ResidualAttentionNetwork | CbamResNet):
+        model = inner
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        # Copying to it would do nothing and say nothing.
+        raise UserError("model: expected tensors with memory, it is on the meta device")
+    return model
 
 
 def _load(

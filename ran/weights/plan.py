@@ -63,11 +63,16 @@ def tensor_names(model: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
     return names
 
 
-def unit_layers(unit: nn.Module, ours: str, names: Mapping[str, str]) -> dict[str, str]:
-    """``names``, of a unit's layers, by the layers' full names in the model.
+def unit_layers(model: nn.Module, ours: str, names: Mapping[str, str]) -> dict[str, str]:
+    """``names``, of the layers of the unit ``ours``, by the layers' full names in the model.
 
-    Those it does not have are left out, such as the shortcut's in a unit that keeps the shape.
+    Those it does not have are left out, such as the shortcut's in a unit that keeps the shape, or
+    all of a unit that was pruned.
     """
+    try:
+        unit = model.get_submodule(ours)
+    except AttributeError:
+        return {}
     present = [name for name, layer in unit.named_modules() if isinstance(layer, LAYERS)]
     return {f"{ours}.{name}": names[name] for name in present}
 

@@ -86,7 +86,7 @@ def _attention_layers(model: ResidualAttentionNetwork) -> dict[str, str]:
         units[f"stages.{tail}.unit{number}"] = f"features.stage{tail + 1}.unit{number}"
     for ours, unit in units.items():
         names = {name: f"{unit}.{layer}" for name, layer in _UNIT.items()}
-        layers |= unit_layers(model.get_submodule(ours), ours, names)
+        layers |= unit_layers(model, ours, names)
     return layers
 
 

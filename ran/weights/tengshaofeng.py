@@ -86,7 +86,7 @@ def _layers(model: ResidualAttentionNetwork, small: bool) -> dict[str, str]:
     for ours, theirs in units.items():
         names = {name: f"{theirs}.{layer}" for name, layer in _UNIT.items()}
         names["shortcut"] = f"{theirs}.conv4"
-        layers |= unit_layers(model.get_submodule(ours), ours, names)
+        layers |= unit_layers(model, ours, names)
     return layers
 
 

@@ -143,7 +143,7 @@ def test_bad_prediction_arguments(run: tuple[Path, Result], tmp_path: Path) -> N
     refused(ran("predict", run[0], tmp_path / "no.png"), str(tmp_path / "no.png"))
     refused(ran("predict", run[0], image, "--topk", 0), "topk", "got 0")
     refused(ran("predict", run[0], image, "--device", "abacus"), "'abacus'")
-    refused(ran("predict", image, image), str(tmp_path / "image.json"))
+    refused(ran("predict", image, image), f"{image}: expected a folder, a .safetensors")
 
 
 def test_a_checkpoint_of_another_network(run: tuple[Path, Result], tmp_path: Path) -> None:

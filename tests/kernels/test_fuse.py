@@ -181,6 +181,19 @@ def test_modes_flags_and_settings_stay(kind: str) -> None:
     assert {p.data_ptr() for p in model.parameters()} == held
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_frozen_norm_stays_frozen(kind: str) -> None:
+    model = Net(MAKERS[kind]).train()
+    (norm,) = (part for part in model.attention.modules() if isinstance(part, nn.BatchNorm2d))
+    norm.eval()
+    original, x = copy.deepcopy(model), torch.randn(2, 3, 9, 9)
+    assert ran_kernels.fuse(model).left == {}
+    fused = model.attention
+    assert isinstance(fused, ran_kernels.nn.CBAM)
+    assert (fused.training, fused.fc1.training, fused.norm.training) == (True, True, False)
+    torch.testing.assert_close(model(x), original(x))
+
+
 def test_fusing_draws_no_random_number_and_leaves_statistics() -> None:
     model = Net(MAKERS["timm"])
     before = torch.get_rng_state()

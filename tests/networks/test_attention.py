@@ -118,6 +118,14 @@ def test_pooling_conventions(size: int, caffe: int, torch_: int) -> None:
     assert max_pool(3, "torch")(x)[0, 0, 0, 0] == 1
 
 
+@pytest.mark.parametrize(("name", "least"), [("p", 0), ("t", 1), ("r", 1), ("post_units", 0)])
+def test_counts_of_units_that_cannot_be_built_are_named(name: str, least: int) -> None:
+    values: tuple[Any, ...] = (least - 1, 1.5)
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name}: expected an integer of at least {least}"):
+            ran.AttentionModule(8, 1, **{name: value})
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -58,6 +58,8 @@ def test_command_prints_all_or_some() -> None:
     everything = CliRunner().invoke(app, ["models"], env={"COLUMNS": "160"})
     assert everything.exit_code == 0
     assert all(name in everything.stdout for name in ROWS)
+    narrow = CliRunner().invoke(app, ["models"], env={"COLUMNS": "80"})
+    assert all(name in narrow.stdout for name in ROWS)
     some = CliRunner().invoke(app, ["models", "cbam_resnet5*"], env={"COLUMNS": "160"})
     assert "cbam_resnet50" in some.stdout
     assert "28,089,624" in some.stdout

@@ -1,6 +1,9 @@
 """Networks as users meet them: shapes, sizes, options, errors and training."""
 
 import copy
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,6 +61,14 @@ def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
             call(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("build", [small, partial(ran.cbam_resnet18, num_classes=5)])
+def test_images_of_integers_are_refused(build: Callable[[], Any]) -> None:
+    model = build()
+    for call in (model, model.forward_intermediates, model.attention_masks):
+        with pytest.raises(ValueError, match=r"x: expected floating point, got torch.uint8"):
+            call(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -99,8 +110,10 @@ def test_options_shape_the_network() -> None:
         ({"num_classes": -1}, "num_classes: expected an integer of at least 0, got -1"),
         ({"in_chans": 0}, "in_chans: expected an integer of at least 1, got 0"),
         ({"drop_rate": 1.5}, "drop_rate: expected a probability, got 1.5"),
+        ({"drop_rate": "0.5"}, "drop_rate: expected a probability, got '0.5'"),
         ({"global_pool": "max"}, "global_pool: expected one of 'avg', '', got 'max'"),
         ({"width_multiplier": 0}, "width_multiplier: expected a positive number, got 0"),
+        ({"width_multiplier": math.inf}, "width_multiplier: expected a positive number, got inf"),
         ({"widths": (16, 30)}, r"widths: expected multiples of 4 .* got \(16, 30\)"),
         ({"strides": (1,)}, r"strides: expected one integer .* each stage, got \(1,\)"),
         ({"tail_width": 33}, "tail_width: expected multiples of 4 .* got 33"),

@@ -101,6 +101,8 @@ def test_a_json_of_another_network_is_refused(saved: Path) -> None:
 
 def test_missing_files_are_named(saved: Path, tmp_path: Path) -> None:
     assert refused(tmp_path / "no").startswith(f"{tmp_path / 'no'}: expected a checkpoint")
+    (image := tmp_path / "image.png").write_bytes(b"")
+    assert refused(image) == f"{image}: expected a folder, a .safetensors or a .ckpt file"
     (saved / "model.json").unlink()
     assert refused(saved).startswith(f"{saved / 'model.json'}: expected a ran-network file")
     (saved / "model.safetensors").unlink()

@@ -13,6 +13,7 @@ from ran.data.digits import InMemory
 from ran.errors import UserError
 from ran.evaluation import Evaluation, evaluate
 from ran.plots import plot_confusion
+from ran.prediction import predict
 from ran.training import TrainingResult
 
 from .helpers import TINY_OPTIONS
@@ -115,6 +116,10 @@ def test_a_network_of_nan_is_refused(tmp_path: Path) -> None:
     save_network(network, card, tmp_path)
     with pytest.raises(UserError, match="expected finite outputs"):
         evaluate(tmp_path, few(count=10))
+    image = tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(image)
+    with pytest.raises(UserError, match="expected finite outputs"):
+        predict(tmp_path, image)
 
 
 def test_an_error_of_a_reading_process_is_one_line(trained: TrainingResult) -> None:
@@ -178,6 +183,9 @@ def test_the_picture_is_never_replaced_unasked(trained: TrainingResult, tmp_path
     with pytest.raises(UserError, match=r"confusion.png: expected a new file, it exists"):
         evaluate(trained.folder, few(count=10), confusion=path)
     assert path.read_bytes() == b"mine"
+    for name in ("confusion", "confusion.docx"):  # named before the work, not after
+        with pytest.raises(UserError, match=f"{name}: expected a name that ends in one of"):
+            evaluate("no checkpoint", few(count=10), confusion=tmp_path / name)
     evaluate(trained.folder, few(count=10), confusion=path, overwrite=True)
     with Image.open(path) as picture:
         assert picture.width > 700

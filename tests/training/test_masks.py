@@ -90,7 +90,8 @@ def test_bad_outputs_are_named_and_nothing_is_written(
     for output, reason in (
         (image, "it exists"),
         (tmp_path / "no" / "masks.png", "expected a folder to write in"),
-        (tmp_path / "masks.docx", "cannot write the picture"),
+        (tmp_path / "masks.docx", "expected a name that ends in one of"),
+        (tmp_path / "masks", "expected a name that ends in one of"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
             plot_masks(trained.folder, [image], output)

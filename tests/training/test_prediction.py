@@ -53,6 +53,12 @@ def test_topk_beyond_the_classes_gives_them_all(
     assert len(prediction.classes) == 10
 
 
+def test_a_single_path_is_one_image(trained: TrainingResult, digit_files: list[Path]) -> None:
+    (expected,) = predict(trained.folder, digit_files[:1])
+    assert predict(trained.folder, str(digit_files[0])) == [expected]
+    assert predict(trained.folder, digit_files[0]) == [expected]
+
+
 def test_bad_arguments_are_named(trained: TrainingResult, digit_files: list[Path]) -> None:
     with pytest.raises(UserError, match="topk: expected a positive integer, got 0"):
         predict(trained.folder, digit_files, topk=0)

@@ -174,6 +174,36 @@ def test_dtypes_are_the_models() -> None:
     assert set(report.left.values()) == {"the checkpoint does not count batches"}
 
 
+def test_feature_extractors_and_compiled_networks_take_weights() -> None:
+    whole = randomise(small()).eval()
+    tensors = whole.state_dict()
+    extractor = small(features_only=True, out_indices=(0, 1))
+    report = ran.load_checkpoint(extractor, tensors, strict=False)
+    assert not report.left
+    assert set(report.unexpected) == tensors.keys() - {
+        name.removeprefix("model.") for name in extractor.state_dict()
+    }
+    x = torch.randn(2, 3, 32, 32)
+    expected = whole.forward_intermediates(x, [0, 1], intermediates_only=True)
+    torch.testing.assert_close(extractor.eval()(x), list(expected), rtol=0, atol=0)
+    assert not ran.load_checkpoint(extractor, extractor.state_dict()).unexpected
+
+    other = small()
+    compiled: Any = torch.compile(other, backend="eager")
+    ran.load_checkpoint(compiled, tensors)
+    assert all(torch.equal(value, tensors[name]) for name, value in other.state_dict().items())
+
+
+def test_what_cannot_take_weights_is_refused() -> None:
+    tensors = small().state_dict()
+    with torch.device("meta"):
+        empty = small()
+    with pytest.raises(UserError, match="model: expected tensors with memory"):
+        ran.load_checkpoint(empty, tensors)
+    with pytest.raises(UserError, match="model: expected a network, got a OrderedDict"):
+        ran.load_checkpoint(tensors, tensors)  # type: ignore[arg-type]
+
+
 def test_unknown_sources_are_refused() -> None:
     with pytest.raises(ValueError, match="source: expected one of 'auto', 'ran', 'caffe'"):
         ran.load_checkpoint(small(), {}, source="keras")
