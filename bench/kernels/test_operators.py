@@ -99,7 +99,7 @@ def test_operator(
         device=bench_device,
         bytes=numel * dtype.itemsize,
         floor_traffic=traffic,
-        samples=turns.samples,
+        samples={name: [float(f"{s:.4g}") for s in v] for name, v in turns.samples.items()},
         peak_bytes=memory,
     )
 

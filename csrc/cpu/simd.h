@@ -163,12 +163,15 @@ RAN_INLINE void store_some(T* to, vec_t<T> value, int64_t count) {
 
 // ---- arithmetic -----------------------------------------------------------------------------
 
-RAN_INLINE VecF exp(VecF x) {
-  // Outside this range the result is 0 or infinity already. A NaN fails both comparisons and stays.
-  x = x > 89.5f ? splat<VecF>(89.5f) : x;
-  x = x < -104.f ? splat<VecF>(-104.f) : x;
-  // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to the
-  // nearest integer and leaves it in the low bits; ln 2 is subtracted in two parts (Cody, Waite).
+// exp(x) = 2^n p, n = round(x / ln 2). `biased` holds n in its low bits, below those of 1.5 * 2^23.
+struct Exponential {
+  VecF p;
+  VecI biased;
+};
+
+RAN_INLINE Exponential exponential(VecF x) {
+  // p = exp(r), |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the
+  // low bits; ln 2 is subtracted in two parts (Cody, Waite).
   const VecF shifted = x * 0x1.715476p0f + 0x1.8p23f;
   const VecF n = shifted - 0x1.8p23f;
   const VecF r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
@@ -179,19 +182,7 @@ RAN_INLINE VecF exp(VecF x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  // 2^n in two factors, because n reaches 129 and a float's exponent ends at 127.
-  const VecI whole = bits<VecI>(shifted) - 0x4b400000;
-  const VecI half = whole >> 1;
-  return p * bits<VecF>((half + 127) << 23) * bits<VecF>((whole - half + 127) << 23);
-}
-
-RAN_INLINE VecD exp(VecD x) {
-  VecD result;
-  for (int i = 0; i < kLanes; ++i) {
-    result[i] = std::exp(x[i]);
-  }
-  return result;
+  return {p * (r * r) + r + 1.f, bits<VecI>(shifted)};
 }
 
 // value in the lanes below count, 0 in the others.
@@ -211,9 +202,22 @@ RAN_INLINE auto horizontal_sum(V v) {
   return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
 }
 
-template <typename V>
-RAN_INLINE V sigmoid(V x) {
-  return 1 / (1 + exp(-x));
+// 1 / (1 + exp(-x)), 0 below -88.4 where that is less than 5e-39.
+RAN_INLINE VecF sigmoid(VecF x) {
+  VecF y = -x;
+  // Up to here 2^n is a float, infinity at the upper end. A NaN fails both comparisons and stays.
+  y = y > 88.7f ? splat<VecF>(88.7f) : y;
+  y = y < -87.f ? splat<VecF>(-87.f) : y;
+  const Exponential e = exponential(y);
+  return 1 / (1 + e.p * bits<VecF>((e.biased << 23) + (127 << 23)));
+}
+
+RAN_INLINE VecD sigmoid(VecD x) {
+  VecD result;
+  for (int i = 0; i < kLanes; ++i) {
+    result[i] = 1 / (1 + std::exp(-x[i]));
+  }
+  return result;
 }
 
 }  // namespace ran::cpu
