@@ -44,9 +44,11 @@ def _variant(model: nn.Module, name: str) -> Iterator[None]:
     model.set_grad_checkpointing(False)  # type: ignore[operator]
 
 
-def training_step(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
-    """Forward, loss and backward, which leaves gradients."""
-    F.cross_entropy(model(x), y).backward()
+def training_step(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Forward, loss and backward, which leaves gradients. Returns the loss."""
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    return loss.detach()
 
 
 def peaks(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, int]:
