@@ -1,5 +1,6 @@
 """Residual Attention Networks and ResNets with CBAM in PyTorch."""
 
+from .api import train
 from .attention import AttentionFeatures, AttentionModule, SoftMaskBranch
 from .cbam import CbamGates, CbamResNet
 from .cbam_registry import (
@@ -83,4 +84,5 @@ __all__ = [
     "create_model",
     "list_models",
     "load_checkpoint",
+    "train",
 ]

@@ -11,12 +11,15 @@ import torch
 from .checkpoints import WEIGHTS_FILE
 from .errors import UserError
 from .files import read_json, write_json
+from .saving import BEST, LAST, PREVIOUS
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
 MASKS_FILE = "masks.png"
-#: Everything a training puts into its folder.
+#: What TensorBoard reads.
+LOG_FOLDER = "tensorboard"
+#: Everything a training may put into its folder.
 RUN_FILES = frozenset(
     {
         RUN_FILE,
@@ -25,8 +28,10 @@ RUN_FILES = frozenset(
         MASKS_FILE,
         WEIGHTS_FILE,
         "model.json",
-        "best.ckpt",
-        "last.ckpt",
+        BEST,
+        LAST,
+        PREVIOUS,
+        LOG_FOLDER,
     }
 )
 
@@ -42,7 +47,10 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise UserError(f"{folder}: expected a new output folder, it exists (--overwrite replaces)")
+        raise UserError(
+            f"{folder}: expected a new output folder, it exists (--resume continues, --overwrite "
+            "replaces)"
+        )
     try:
         read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION)
     except UserError:
@@ -56,6 +64,25 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     )
     if foreign:
         raise UserError(f"{folder}: expected files of `ran train` only, it holds {foreign[0]}")
+
+
+def saved_values(folder: Path) -> dict[str, Any]:
+    """The settings that the training in ``folder`` was started with, for ``make_settings``.
+
+    Raises:
+        UserError: no training wrote ``folder``.
+    """
+    content = read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION)
+    settings = content.get("settings")
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / RUN_FILE}: expected a field 'settings', it has none")
+    return {**settings, "output": folder, "resume": False, "overwrite": False}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a killed training had not finished writing."""
+    for path in folder.glob(".*.partial-*"):
+        path.unlink()
 
 
 def start_folder(folder: Path, settings: dict[str, Any]) -> None:
