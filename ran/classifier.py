@@ -132,8 +132,9 @@ class ImageClassifier(L.LightningModule):
     def on_validation_start(self) -> None:
         self._test_sums = _no_sums().to(self.device)
         if self.trainer.world_size > 1:
-            # each process counted its own images into the running statistics
-            for network in {self._trained, self.network}:
+            # each process counted its own images into the running statistics; in the same order
+            # in all of them, or the statistics of one network would meet those of the other
+            for network in dict.fromkeys((self._trained, self.network)):
                 distribute_bn(network, self.trainer.world_size, reduce=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -105,7 +105,7 @@ def run_engine(
         engine.network, engine.card, engine.data, settings, engine.steps_per_epoch
     )
     table = MetricsTable(settings.folder / runs.METRICS_FILE)
-    guard, stop = LossGuard(classifier.learning_rate), StopRequest()
+    guard, stop = LossGuard(classifier.learning_rate, settings.folder), StopRequest()
     steps = classifier.schedule.steps
     own = [table, guard, stop, _StopAfter(steps)]
     if console:

@@ -1,5 +1,6 @@
 """The folder a training writes."""
 
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -90,13 +91,17 @@ def start_folder(folder: Path, settings: dict[str, Any]) -> None:
 
     Call ``check_folder`` first: what is there is deleted.
     """
+    # made under another name, so that a kill leaves no folder that nothing is known of
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
+        partial.mkdir(parents=True)
+        write_run(partial, settings, {})
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        partial.rename(folder)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{folder}: cannot make the output folder: {error}") from None
-    write_run(folder, settings, {})
 
 
 def write_run(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:

@@ -94,10 +94,12 @@ class LossGuard(L.Callback):
 
     Args:
         learning_rate: at a step.
+        folder: where the checkpoints are.
     """
 
-    def __init__(self, learning_rate: Callable[[int], float]) -> None:
+    def __init__(self, learning_rate: Callable[[int], float], folder: Path) -> None:
         self._learning_rate = learning_rate
+        self._folder = folder
         self._bad: Tensor | None = None
 
     def on_train_batch_end(
@@ -122,10 +124,7 @@ class LossGuard(L.Callback):
             return
         step = int(self._bad)
         if step != torch.iinfo(torch.int64).max:
-            raise UserError(
-                f"loss: not a finite number at step {step}, learning rate "
-                f"{self._learning_rate(step - 1):.4g}; the last checkpoint is from before it"
-            )
+            raise self._error(f"loss: not a finite number at step {step}", step)
 
     def check_weights(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """``check``, and the same of the weights: a good loss may have led to bad ones."""
@@ -133,10 +132,12 @@ class LossGuard(L.Callback):
         values = [value for value in pl_module.state_dict().values() if value.is_floating_point()]
         if not bool(torch.nn.utils.get_total_norm(values).isfinite()):
             step = trainer.global_step
-            raise UserError(
-                f"weights: not finite numbers after step {step}, learning rate "
-                f"{self._learning_rate(step - 1):.4g}; the last checkpoint is from before it"
-            )
+            raise self._error(f"weights: not finite numbers after step {step}", step)
+
+    def _error(self, what: str, step: int) -> UserError:
+        last = self._folder / LAST
+        kept = f"; {last} is from before it" if last.exists() else ""
+        return UserError(f"{what}, learning rate {self._learning_rate(step - 1):.4g}{kept}")
 
 
 class StopRequest(L.Callback):

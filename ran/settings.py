@@ -209,7 +209,9 @@ def make_settings(values: Mapping[str, Any]) -> TrainingSettings:
     names = [entry.name for entry in fields(TrainingSettings)]
     for name in values:
         try:
-            require_known("setting", names, name, listed="the fields of ran.TrainingSettings")
+            require_known(
+                "setting", names, name, listed="the fields of ran.settings.TrainingSettings"
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
     for name in ("model", "data"):

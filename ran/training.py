@@ -1,6 +1,7 @@
 """Training a network: what ``ran train`` does."""
 
 import copy
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from .plots import plot_curves
 from .processes import Processes, find_processes
 from .saving import BEST, find_checkpoint
 from .settings import TrainingSettings, make_settings, resumed
+
+#: What the system says where a file cannot grow.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def train(
     """
     processes = find_processes()
     console = console if processes.first else None
-    settings, checkpoint = _continue_from(settings, console)
+    settings, checkpoint = _continue_from(settings, console, first=processes.first)
     usual_size = _check_model(settings)
     if checkpoint is None and not settings.resume and processes.first:
         runs.check_folder(settings.folder, overwrite=settings.overwrite)
@@ -121,20 +125,25 @@ def train(
             runs.remove_leftovers(settings.folder)
         else:
             runs.start_folder(settings.folder, settings.to_json())
-    rows = run_engine(engine, console, callbacks)
-    return _finish(settings, data, rows, parameters, processes)
+    try:
+        rows = run_engine(engine, console, callbacks)
+        return _finish(settings, data, rows, parameters, processes)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(f"{settings.folder}: cannot write: {error}") from None
 
 
 def _continue_from(
-    settings: TrainingSettings, console: Console | None
+    settings: TrainingSettings, console: Console | None, *, first: bool
 ) -> tuple[TrainingSettings, Path | None]:
     """The settings to train with, and the checkpoint to start from, if there is one."""
     if not settings.resume:
         return settings, None
     if settings.overwrite:
         raise UserError("resume: expected it without overwrite, got both")
-    if not settings.folder.exists():
-        return settings, None
+    if not settings.folder.exists() or not (first or (settings.folder / runs.RUN_FILE).exists()):
+        return settings, None  # not there, or about to be made by the first process
     saved = make_settings(runs.saved_values(settings.folder))
     if different := saved.differences(settings):
         name = different[0]

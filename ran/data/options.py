@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from ..cores import usable_cores
+from ..processes import find_processes
 from ..settings import TrainingSettings
 
 #: More readers than this for one process help little, and each holds the libraries once more.
@@ -33,5 +34,8 @@ class DataOptions:
         return cls(**{**given, "scale": tuple(settings.scale), "ratio": tuple(settings.ratio)})
 
     def worker_count(self) -> int:
-        """Processes that read images ahead."""
-        return min(MOST_WORKERS, usable_cores() - 1) if self.workers is None else self.workers
+        """Processes that read images ahead for each process that trains."""
+        if self.workers is not None:
+            return self.workers
+        share = usable_cores() // find_processes().local_count
+        return min(MOST_WORKERS, max(0, share - 1))
