@@ -33,17 +33,34 @@ def run_two(settings: dict[str, Any], folder: Path, where: str) -> subprocess.Co
 def test_two_processes_end_with_the_same_weights_and_the_accuracy_of_one(
     tmp_path: Path, trained: TrainingResult
 ) -> None:
-    settings = {**TINY, "epochs": 5, "ema": 0.5, "output": tmp_path / "run", "resume": True}
-    ended = run_two(settings, tmp_path, "never")
-    assert ended.returncode == 0, ended.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+    settings = {**TINY, "epochs": 5, "ema": 0.5, "checkpoint_steps": 50, "resume": True}
+    settings["output"] = tmp_path / "run"
+    first, second = weights_of_two(settings, tmp_path)
+    assert_equal(first, second)
     again = ran.train(**settings)  # of one process: reads what the two have written
     assert again.rows[0]["step"] == trained.rows[0]["step"]  # the same number of images in a step
     for name, tolerance in (("test_accuracy", 0.04), ("train_loss", 0.15)):
         assert again.last[name] == pytest.approx(trained.last[name], abs=tolerance)
+
+    # and, started again from the middle of the last epoch, they end with the same bits
+    (tmp_path / "run" / "previous.ckpt").replace(tmp_path / "run" / "last.ckpt")
+    middle = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert middle["global_step"] == 200
+    assert middle["global_step"] % again.rows[0]["step"] > 0
+    resumed, _ = weights_of_two(settings, tmp_path)
+    assert_equal(resumed, first)
+
+
+def weights_of_two(settings: dict[str, Any], folder: Path) -> list[dict[str, torch.Tensor]]:
+    ended = run_two(settings, folder, "never")
+    assert ended.returncode == 0, ended.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_the_environment_of_torchrun_says_which_process_this_is(
