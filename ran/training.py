@@ -23,7 +23,7 @@ from .errors import UserError
 from .masks import draw_test_masks
 from .plots import plot_curves
 from .processes import Processes, find_processes
-from .saving import BEST, find_checkpoint
+from .saving import BEST, LAST, PREVIOUS, find_checkpoint
 from .settings import TrainingSettings, make_settings, resumed
 
 #: What the system says where a file cannot grow.
@@ -123,6 +123,9 @@ def train(
     if processes.first:
         if settings.resume and settings.folder.exists():
             runs.remove_leftovers(settings.folder)
+            if checkpoint and checkpoint.name == PREVIOUS:
+                # damaged, and it must not become the previous one of the next
+                (settings.folder / LAST).unlink(missing_ok=True)
         else:
             runs.start_folder(settings.folder, settings.to_json())
     try:

@@ -192,7 +192,14 @@ def test_a_damaged_checkpoint_costs_the_time_since_the_one_before_it(
 ) -> None:
     last = stopped["output"] / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-5000])
-    result = ran.train(**stopped, console=Console(width=1000))
+
+    class LookAtTheFirstSave(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+            # the damaged one has not taken the place of the one that is readable
+            assert find_checkpoint(stopped["output"])[0] is not None
+            CheckpointFiles().load_checkpoint(stopped["output"] / "previous.ckpt")
+
+    result = ran.train(**stopped, console=Console(width=1000), callbacks=[LookAtTheFirstSave()])
     shown = capsys.readouterr().out
     assert f"{last}: expected a readable checkpoint" in shown
     assert f"going on from {stopped['output'] / 'previous.ckpt'}" in shown
