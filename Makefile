@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench setup clean test-install
+.PHONY: demo test lint bench tables gpu gpu-test gpu-bench gpu-sanitize setup clean test-install
 
 demo: setup
 	$(BIN)/ran train digits --output runs/demo --overwrite
@@ -23,6 +23,20 @@ lint: setup
 RESULT ?= bench/results/kernels-$(shell date +%F).json
 bench: setup
 	$(BIN)/python -m pytest bench/kernels --benchmark-json=$(RESULT) $(ARGS)
+
+# On a machine with a GPU, into the python at hand: build, GPU tests, benchmarks (see tools/gpu.sh).
+gpu:
+	tools/gpu.sh
+gpu-test:
+	tools/gpu.sh build test
+gpu-bench:
+	tools/gpu.sh build kernels networks
+gpu-sanitize:
+	tools/gpu.sh build sanitize
+
+# The tables in README.md and bench/results/README.md, from the files in bench/results.
+tables: setup
+	$(BIN)/python -m bench.tables
 
 setup: $(VENV)/built
 

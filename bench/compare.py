@@ -1,11 +1,12 @@
 """Times several implementations of one computation in one interleaved run."""
 
+import ctypes
+import itertools
 import json
-import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,31 @@ from torch import Tensor
 
 Run = Callable[[], Any]
 
+#: Bytes of other tensors between two uses of one: more than the last cache that a core reaches.
+ROTATED_BYTES = 2**27
 
-@dataclass
-class Timings:
-    """Seconds of every round, by the name of what ran."""
 
-    samples: dict[str, list[float]] = field(default_factory=dict)
+def keep_freed_memory() -> None:
+    """Has the C library keep what is freed, as a GPU's allocator does, instead of giving it back.
 
-    def add(self, name: str, seconds: float) -> None:
-        self.samples.setdefault(name, []).append(seconds)
+    Otherwise every fresh result of more than 32 MB, and some smaller ones, costs a page fault every
+    4 KB, several times what any operator on it costs.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        # From malloc.h: M_MMAP_MAX and M_TRIM_THRESHOLD. musl has no mallopt.
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-4, 0)
+            libc.mallopt(-1, -1)
 
-    def median(self, name: str) -> float:
-        return statistics.median(self.samples[name])
+
+def rotation(device: str, bytes_of_a_set: int) -> int:
+    """How many sets of inputs to take in turn, so that none is found in a processor's cache.
+
+    On a GPU one is enough: the stopwatch flushes its cache. On a processor that would flush the
+    code too, which a network finds in the cache.
+    """
+    return 1 if device == "cuda" else ROTATED_BYTES // bytes_of_a_set + 2
 
 
 class Stopwatch:
@@ -51,15 +65,38 @@ class Stopwatch:
         return begin.elapsed_time(end) / 1000
 
 
-def measure(runs: dict[str, Run], stopwatch: Stopwatch, rounds: int, warmup: int) -> Timings:
-    """Runs each of `runs` once a round, one after the other, so that all see the same weather."""
-    timings = Timings()
-    for index in range(warmup + rounds):
-        for name, run in runs.items():
-            seconds = stopwatch(run)
-            if index >= warmup:
-                timings.add(name, seconds)
-    return timings
+class Turns:
+    """Times several computations in turn, so that all see the same weather.
+
+    Args:
+        runs: by name, the computation on every set of inputs. Each call takes the next set.
+        stopwatch: times a call.
+
+    Attributes:
+        samples: seconds of every round, by name.
+    """
+
+    def __init__(self, runs: Mapping[str, Sequence[Run]], stopwatch: Stopwatch) -> None:
+        self.samples: dict[str, list[float]] = {name: [] for name in runs}
+        self._runs = runs
+        self._stopwatch = stopwatch
+        self._calls = itertools.count()
+
+    def next(self, name: str) -> Run:
+        """The computation `name` on the set whose turn it is."""
+        sets = self._runs[name]
+        return sets[next(self._calls) % len(sets)]
+
+    def warm_up(self, calls: int) -> None:
+        """Runs all without timing them, `calls` times each."""
+        for _ in range(calls):
+            for name in self._runs:
+                self.next(name)()
+
+    def round(self) -> None:
+        """Times all once."""
+        for name, samples in self.samples.items():
+            samples.append(self._stopwatch(self.next(name)))
 
 
 def peak_memory(run: Run, device: str) -> int:

@@ -27,6 +27,15 @@ def describe() -> dict[str, Any]:
     }
 
 
+def summary(machine: dict[str, Any]) -> str:
+    """The line above a table: what it was measured on."""
+    threads = machine["threads"]
+    return (
+        f"{machine['chip']}, {threads} thread{'s' * (threads != 1)}, {machine['instructions']}, "
+        f"torch {machine['torch']}, {machine['date'][:10]}, commit {machine['commit']}."
+    )
+
+
 def _commit() -> str:
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],

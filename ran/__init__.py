@@ -1,6 +1,8 @@
 """Residual Attention Networks and ResNets with CBAM in PyTorch."""
 
-from .api import train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .attention import AttentionFeatures, AttentionModule, SoftMaskBranch
 from .cbam import CbamGates, CbamResNet
 from .cbam_registry import (
@@ -14,6 +16,7 @@ from .cbam_registry import (
     cbam_wide_resnet18_2,
 )
 from .network import ResidualAttentionNetwork
+from .pretrained import from_pretrained, save_pretrained
 from .profile import count_multiply_adds, count_parameters
 from .registry import (
     attention56,
@@ -41,6 +44,13 @@ from .registry import (
 )
 from .spec import NetworkSpec
 from .weights import LoadReport, load_checkpoint
+
+if TYPE_CHECKING:
+    from .api import train
+    from .evaluation import evaluate
+    from .exporting import export
+    from .masks import plot_masks
+    from .prediction import predict
 
 __all__ = [
     "AttentionFeatures",
@@ -82,7 +92,29 @@ __all__ = [
     "count_multiply_adds",
     "count_parameters",
     "create_model",
+    "evaluate",
+    "export",
+    "from_pretrained",
     "list_models",
     "load_checkpoint",
+    "plot_masks",
+    "predict",
+    "save_pretrained",
     "train",
 ]
+
+#: What the commands do, by the module it is in: imported when it is asked for, because networks
+#: need neither matplotlib nor the readers of data.
+_COMMANDS = {
+    "evaluate": "evaluation",
+    "export": "exporting",
+    "plot_masks": "masks",
+    "predict": "prediction",
+    "train": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _COMMANDS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_COMMANDS[name]}", __name__), name)

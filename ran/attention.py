@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import ran_kernels
 
 from .checks import require_choice, require_count
+from .modes import checkpointed, stored
 from .units import max_pool, unit_sequence
 
 #: What the soft mask branch adds to an interpolation: see :class:`SoftMaskBranch`.
@@ -107,6 +108,9 @@ class AttentionModule(nn.Module):
     Raises ValueError for a value that is none of these.
     """
 
+    #: Whether each part is computed again in the backward instead of stored.
+    grad_checkpointing = False
+
     def __init__(
         self,
         channels: int,
@@ -136,10 +140,16 @@ class AttentionModule(nn.Module):
             logits, trunk, residual=self.residual, activation=self.activation
         )
 
+    def _close(self, logits: Tensor, trunk: Tensor) -> Tensor:
+        return self.post(self._gate(logits, trunk))
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pre(x)
-        trunk = self.trunk(x)
-        return self.post(self._gate(self.mask(x, trunk), trunk))
+        # By parts, as one module of the first stage holds half of a network's activations.
+        run = checkpointed if self.grad_checkpointing else stored
+        x = run(self.pre, self.pre, x)
+        trunk = run(self.trunk, self.trunk, x)
+        logits = run(self.mask, self.mask, x, trunk)
+        return run(self.post, self._close, logits, trunk)
 
     def forward_attention(self, x: Tensor) -> tuple[Tensor, AttentionFeatures]:
         """``forward``'s output beside the trunk, the mask and the gated features it came from."""

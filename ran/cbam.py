@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ran_kernels.nn import CBAM
 
 from .checks import is_count, require, require_choice, require_count, require_head, require_images
-from .modes import checkpointed, evaluating
+from .modes import checkpointed, evaluating, stored
 
 
 class CbamGates(NamedTuple):
@@ -93,6 +93,7 @@ class CbamBottleneck(_CbamBlock, Bottleneck):
         return self.bn3(self.conv3(x))
 
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 BLOCKS: dict[str, type[_CbamBlock]] = {"basic": CbamBasicBlock, "bottleneck": CbamBottleneck}
 
 
@@ -124,6 +125,8 @@ class CbamResNet(ResNet):
     pretrained_cfg: dict[str, Any]
     #: The smallest height or width of an input.
     minimum_size = 1
+    #: Not timm's ``grad_checkpointing``, which would have its own loop recompute the stages.
+    _recomputing = False
 
     def __init__(
         self,
@@ -180,7 +183,11 @@ class CbamResNet(ResNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """Features (N, num_features, h, w) before the pooling, from images (N, in_chans, H, W)."""
         require_images(x, self.in_chans, self.minimum_size)
-        return super().forward_features(x)
+        run = checkpointed if self._recomputing else stored
+        x = run(self.bn1, self._open, x)
+        for stage in STAGES:
+            x = getattr(self, stage)(x)
+        return x
 
     def forward_intermediates(
         self, x: Tensor, *arguments: Any, **options: Any
@@ -196,11 +203,12 @@ class CbamResNet(ResNet):
         super().reset_classifier(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward instead of storing it.
+        """Recompute the stem and each block in the backward instead of storing them.
 
         Gradients and running statistics are those of the network without checkpointing. For the
         latter the blocks do it themselves: timm's own loop counts a batch twice.
         """
+        self._recomputing = enable
         for _, block in self._blocks():
             block.grad_checkpointing = enable
 
@@ -215,15 +223,18 @@ class CbamResNet(ResNet):
         require_images(x, self.in_chans, self.minimum_size)
         masks: dict[str, Tensor] = {}
         with evaluating(self):
-            x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+            x = self._open(x)
             for name, block in self._blocks():
                 x, gates = block.forward_attention(x)
                 masks[f"{name}.cbam.channel"] = gates.channel
                 masks[f"{name}.cbam.spatial"] = gates.spatial
         return masks
 
+    def _open(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.act1(self.bn1(self.conv1(x))))
+
     def _blocks(self) -> Iterator[tuple[str, Any]]:
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for stage in STAGES:
             for name, block in getattr(self, stage).named_children():
                 yield f"{stage}.{name}", block
 

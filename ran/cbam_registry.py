@@ -8,6 +8,7 @@ from timm.models import build_model_with_cfg, register_model
 from .cbam import CbamResNet
 from .checks import require
 from .options import require_options
+from .origin import record_origin
 
 #: The plan of every CBAM network, by its name: arguments of :class:`ran.CbamResNet`.
 CBAM_PLANS: dict[str, dict[str, Any]] = {
@@ -47,13 +48,15 @@ default_cfgs = {
 def _build(name: str, pretrained: bool, **options: Any) -> CbamResNet:
     require(not pretrained, "pretrained", f"False, as {name} has no weights here", pretrained)
     require_options(options, _OPTIONS)
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         CbamResNet,
         name,
         pretrained,
         feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)},
         **{**CBAM_PLANS[name], **options},
     )
+    record_origin(model, name, options)
+    return model
 
 
 @register_model

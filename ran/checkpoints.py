@@ -1,4 +1,4 @@
-"""Weights as safetensors, with a JSON file beside them that says how to rebuild the network."""
+"""What a training saves and what prediction loads: a network with its classes and images."""
 
 import pickle
 from dataclasses import dataclass, field
@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .data.images import Preprocessing
 from .errors import UserError
-from .files import read_json, replacing, write_json
-from .registry import create_model
+from .pretrained import (
+    WEIGHTS_FILE,
+    assemble,
+    build_network,
+    card_content,
+    read_card,
+    read_safetensors,
+    save_pretrained,
+)
 
-WEIGHTS_FILE = "model.safetensors"
-CARD_SUFFIX = ".json"
 #: Under this key a Lightning checkpoint holds the network's card.
 CARD_KEY = "ran_network"
 #: Before the names of the network's tensors in a Lightning checkpoint.
 NETWORK_PREFIX = "network."
-
-_FORMAT, _VERSION = "ran-network", 1
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,16 @@ class NetworkCard:
 
     def build(self) -> nn.Module:
         """The network, newly initialised. Raises UserError where name or options are wrong."""
+        return build_network(self.model, self._options())
+
+    def _options(self) -> dict[str, Any]:
         sizes = {"num_classes": len(self.class_names), "in_chans": self.preprocessing.channels}
         if clash := sorted(sizes.keys() & self.options.keys()):
             raise UserError(f"option {clash[0]}: expected none, the data decide it")
-        return build_network(self.model, {**self.options, **sizes})
+        return {**self.options, **sizes}
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "model": self.model,
-            "options": self.options,
-            "num_classes": len(self.class_names),
-            "in_chans": self.preprocessing.channels,
-            "class_names": list(self.class_names),
-            "preprocessing": self.preprocessing.to_json(),
-        }
+        return card_content(self.model, self._options(), self.class_names, self.preprocessing)
 
     @classmethod
     def from_json(cls, content: dict[str, Any], source: Path) -> "NetworkCard":
@@ -76,33 +71,15 @@ class NetworkCard:
             raise UserError(f"{source}: a field is malformed: {error}") from None
 
 
-def build_network(model: str, options: dict[str, Any]) -> nn.Module:
-    """``ran.create_model`` with a UserError where the name or an option is wrong."""
-    try:
-        return create_model(model, **options)
-    except (TypeError, ValueError) as error:
-        # of "f() got an unexpected keyword argument 'x'", what the user can do something about
-        reason = str(error).rpartition("() ")[2]
-        raise UserError(f"model {model}: {reason}") from None
+def save_network(network: nn.Module, card: NetworkCard, folder: str | Path) -> Path:
+    """``ran.save_pretrained`` with what the card says of classes and images."""
+    return save_pretrained(
+        network, folder, class_names=card.class_names, preprocessing=card.preprocessing
+    )
 
 
-def save_pretrained(network: nn.Module, card: NetworkCard, folder: str | Path) -> Path:
-    """Writes ``model.safetensors`` and ``model.json`` into ``folder``; returns the former's path.
-
-    Each file is written whole or not at all, in place of one that is there.
-    """
-    weights = Path(folder) / WEIGHTS_FILE
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
-    }
-    with replacing(weights) as partial:
-        partial.write_bytes(save(tensors))
-    write_json(weights.with_suffix(CARD_SUFFIX), card.to_json())
-    return weights
-
-
-def from_pretrained(path: str | Path) -> tuple[nn.Module, NetworkCard]:
-    """The network that ``save_pretrained`` or a training saved, in evaluation mode on the CPU.
+def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
+    """What ``save_network`` or a training saved; the network in evaluation mode on the CPU.
 
     Args:
         path: the folder, the ``.safetensors`` file with its JSON beside it, or a ``.ckpt`` file
@@ -120,49 +97,10 @@ def from_pretrained(path: str | Path) -> tuple[nn.Module, NetworkCard]:
     if path.suffix == ".ckpt":
         tensors, card = _read_lightning(path)
     else:
-        card_path = path.with_suffix(CARD_SUFFIX)
-        content = read_json(card_path, format=_FORMAT, version=_VERSION)
-        card = NetworkCard.from_json(content, card_path)
-        tensors = _read_safetensors(path)
-    network = card.build()
-    load_weights(network, tensors, source=path, name=card.model)
-    return network.eval(), card
-
-
-def load_weights(
-    network: nn.Module, tensors: dict[str, Tensor], *, source: Path, name: str
-) -> None:
-    """Copies ``tensors`` into ``network``, which is called ``name``; they must match exactly.
-
-    Raises:
-        UserError: they are another network's. ``network`` keeps the weights it had.
-    """
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    differences = []
-    if missing := [key for key in expected if key not in found]:
-        differences.append(f"{len(missing)} missing, first {missing[0]}")
-    if unknown := [key for key in found if key not in expected]:
-        differences.append(f"{len(unknown)} unknown, first {unknown[0]}")
-    if other := [key for key in found if key in expected and found[key] != expected[key]]:
-        first = other[0]
-        differences.append(
-            f"{len(other)} of another shape, first {first}: "
-            f"expected {expected[first]}, got {found[first]}"
-        )
-    if differences:
-        raise UserError(
-            f"{source}: expected the tensors of {name}, got another network's: "
-            + "; ".join(differences)
-        )
-    network.load_state_dict(tensors)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: expected a readable safetensors file: {error}") from None
+        card_path = path.with_suffix(".json")
+        card = NetworkCard.from_json(read_card(card_path), card_path)
+        tensors = read_safetensors(path)
+    return assemble(card.build, tensors, source=path, name=card.model), card
 
 
 def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:

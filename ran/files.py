@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .errors import UserError
@@ -25,6 +28,42 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def require_writable(path: Path, *, overwrite: bool) -> None:
+    """Raises UserError unless ``path`` may be written: call it before the work, not after.
+
+    An existing file may be only with ``overwrite``, a folder never.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file to write, it is a folder")
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise UserError(f"{path}: expected a new file, it exists (--overwrite replaces it)")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: expected a folder to write in, {path.parent} is none")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: expected a folder to write in, {path.parent} is read-only")
+
+
+@contextmanager
+def stopping_cleanly() -> Iterator[None]:
+    """Inside, SIGTERM raises SystemExit as SIGINT raises KeyboardInterrupt, so ``finally`` runs.
+
+    Without it the process ends where it stands, and half a file that ``replacing`` would have
+    removed stays. Does nothing outside the main thread, where signals do not arrive.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes ``content`` as indented JSON in one step."""
     with replacing(path) as partial:
@@ -41,7 +80,7 @@ def read_json(path: Path, *, format: str, version: int) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: expected a {format} file, found nothing there") from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"{path}: expected a {format} file, cannot read it: {error}") from None
     if not isinstance(content, dict) or content.get("format") != format:
         raise UserError(f'{path}: expected JSON with "format": "{format}"')

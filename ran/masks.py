@@ -1,4 +1,4 @@
-"""What the attention modules of a network look at, drawn over images."""
+"""What the attention modules of a network look at, drawn: ``ran masks``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,15 +6,86 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import NetworkCard, from_pretrained
-from .data import ImageData, Preprocessing, read_image
+from .attention_views import attention_views, has_attention, shown_channels
+from .checkpoints import NetworkCard, load_network
+from .data import ImageData, Preprocessing
 from .devices import choose_device
 from .errors import UserError
-from .plots import plot_masks
-from .prediction import class_probabilities
+from .files import require_writable
+from .mask_grid import rgb_pictures, save_grid
+from .mask_pictures import ImageView, save_animation, save_page
+from .prediction import class_probabilities, load_images
 
 #: Rows of the picture of test images.
 TEST_IMAGES = 6
+#: Classes named below an image.
+NAMED_CLASSES = 3
+
+Paths = Sequence[str | Path]
+
+
+def plot_masks(
+    checkpoint: str | Path | Paths,
+    images: Paths,
+    output: str | Path,
+    *,
+    modules: str = "*",
+    overwrite: bool = False,
+    device: str = "auto",
+) -> None:
+    """Draws what each attention module of a network does to image files.
+
+    For each image a block, and in it for each module a row: the mask over the image, and single
+    channels before, in and after the mask, as Figure 1 of Wang et al. (CVPR 2017) shows; for CBAM
+    the spatial gate over the image, the channel gates, and the channels with the highest gates
+    (Woo et al., ECCV 2018).
+
+    Args:
+        checkpoint: as for ``ran.checkpoints.load_network``. Several of one training, in order,
+            make an animated GIF: the channels are those that tell most in the last one, and the
+            colours mean the same in all frames.
+        images: paths of image files.
+        output: picture to write; its suffix says the format, such as .png, .pdf or .svg, and .gif
+            for several checkpoints.
+        modules: pattern of the modules' names, such as ``stages.2.*`` or ``layer4.*``.
+        overwrite: replace ``output`` if it is there.
+        device: as for ``ran.devices.choose_device``.
+
+    Raises:
+        UserError: a file is missing or unreadable, the network has no such modules, the
+            checkpoints are of different networks, or ``output`` exists or cannot be written.
+            Nothing is written then.
+    """
+    output = Path(output)
+    checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    if not checkpoints or not images:
+        what = "images" if checkpoints else "checkpoint"
+        raise UserError(f"{what}: expected at least one path, got none")
+    if len(checkpoints) > 1 and output.suffix.lower() != ".gif":
+        raise UserError(f"{output}: expected a .gif file for several checkpoints")
+    require_writable(output, overwrite=overwrite)
+    chosen = choose_device(device)
+    if len(checkpoints) == 1:
+        network, card = _load(checkpoints[0], chosen)
+        if output.suffix.lower() == ".gif":  # which matplotlib does not write
+            save_animation(output, [_views(network, card, images, modules)], [_title(card)])
+        else:
+            draw_network_masks(network, card, images, output, modules=modules)
+        return
+    _animate(checkpoints, images, output, modules, chosen)
+
+
+def draw_network_masks(
+    network: nn.Module, card: NetworkCard, images: Paths, output: Path, *, modules: str = "*"
+) -> None:
+    """Draws what ``plot_masks`` does for a network in evaluation mode, in place of ``output``."""
+    save_page(output, _views(network, card, images, modules), title=_title(card))
+
+
+def require_masks(network: nn.Module, card: NetworkCard, source: str | Path) -> None:
+    """Raises UserError that names ``source`` unless ``network`` has attention modules to draw."""
+    if not has_attention(network):
+        raise UserError(f"{source}: expected a network with masks, {card.model} has none")
 
 
 def mean_masks(
@@ -34,66 +105,91 @@ def mean_masks(
     return {name: mask.float().mean(1).cpu() for name, mask in masks.items()}
 
 
-def draw_masks(
-    checkpoint: str | Path,
-    images: Sequence[str | Path],
-    output: str | Path,
-    *,
-    device: str = "auto",
-) -> None:
-    """Draws image files, a row each, with the mask of each attention module laid over them.
-
-    Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
-        images: paths of image files.
-        output: picture to write; its suffix says the format, such as .png, .pdf or .svg.
-        device: as for ``ran.devices.choose_device``.
-
-    Raises:
-        UserError: a file is missing or unreadable, the network has no attention modules, or
-            ``output`` exists or cannot be written. Nothing is written then.
-    """
-    output = Path(output)
-    if output.exists():
-        raise UserError(f"{output}: expected a new file, it exists")
-    if not output.parent.is_dir():
-        raise UserError(f"{output}: expected a folder to write in, {output.parent} is none")
-    chosen = choose_device(device)
-    network, card = from_pretrained(checkpoint)
-    if not hasattr(network, "attention_masks"):
-        raise UserError(f"{checkpoint}: expected a network with masks, {card.model} has none")
-    preprocessing = card.preprocessing
-    batch = torch.stack(
-        [preprocessing.resize(read_image(path, preprocessing.channels)) for path in images]
-    )
-    captions = [Path(path).name for path in images]
-    _draw(network.to(chosen), card, batch.to(chosen), captions, output)
-
-
 def draw_test_masks(network: nn.Module, card: NetworkCard, data: ImageData, output: Path) -> None:
-    """Draws the first test image of each of the first classes, with label and prediction.
+    """Draws the first test image of each of the first classes, with label, prediction and masks.
 
-    Does nothing for a network without ``attention_masks``.
+    Does nothing for a network without attention modules.
     """
-    if not hasattr(network, "attention_masks"):
+    if not has_attention(network):
         return
     images, labels = _first_of_each_class(data)
-    captions = [f"true {data.class_names[label]}" for label in labels]
-    _draw(network, card, images, captions, output)
-
-
-def _draw(
-    network: nn.Module, card: NetworkCard, images: Tensor, captions: list[str], output: Path
-) -> None:
     probabilities, classes = class_probabilities(network, card.preprocessing, images).max(1)
-    labelled = [
-        f"{caption}\npredicted {card.class_names[number]} ({probability:.0%})"
-        for caption, number, probability in zip(
-            captions, classes.tolist(), probabilities.tolist(), strict=True
+    captions = [
+        f"true {data.class_names[label]}\npredicted {card.class_names[number]} ({probability:.0%})"
+        for label, number, probability in zip(
+            labels, classes.tolist(), probabilities.tolist(), strict=True
         )
     ]
-    masks = mean_masks(network, card.preprocessing, images)
-    plot_masks(output, images.cpu(), labelled, masks, title=card.model)
+    masks = {
+        name: mask
+        for name, mask in mean_masks(network, card.preprocessing, images).items()
+        if mask[0].numel() > 1  # CBAM's channel gates are no maps
+    }
+    save_grid(output, images.cpu(), captions, masks, title=card.model)
+
+
+def _animate(
+    checkpoints: Paths, images: Paths, output: Path, modules: str, device: torch.device
+) -> None:
+    # The last network chooses the channels, and all networks are read before any is drawn.
+    network, last = _load(checkpoints[-1], device)
+    final = _views(network, last, images, modules)
+    channels = [shown_channels(list(image.modules)) for image in final]
+    frames = []
+    for path in checkpoints[:-1]:
+        network, card = _load(path, device)
+        if (card.model, card.options) != (last.model, last.options):
+            raise UserError(f"{path}: expected the same network as in {checkpoints[-1]}")
+        frames.append(_views(network, card, images, modules, channels))
+    titles = [f"{_title(last)} · {Path(path).name}" for path in checkpoints]
+    save_animation(output, [*frames, final], titles)
+
+
+def _load(checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, NetworkCard]:
+    network, card = load_network(checkpoint)
+    require_masks(network, card, checkpoint)
+    return network.to(device), card
+
+
+def _views(
+    network: nn.Module,
+    card: NetworkCard,
+    paths: Paths,
+    modules: str,
+    channels: Sequence[dict[str, tuple[int, ...]]] | None = None,
+) -> list[ImageView]:
+    """One image at a time: features of all modules at once take much memory."""
+    device = next(network.parameters()).device
+    views = []
+    for index, path in enumerate(paths):
+        image = load_images([path], card).to(device)
+        probabilities = class_probabilities(network, card.preprocessing, image)[0]
+        top = probabilities.topk(min(NAMED_CLASSES, len(probabilities)))
+        lines = [
+            f"{card.class_names[number]}  {value:.1%}"
+            for value, number in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
+        found = attention_views(
+            network,
+            card.preprocessing.normalize(image),
+            pattern=modules,
+            channels=None if channels is None else channels[index],
+        )
+        views.append(
+            ImageView(
+                rgb_pictures(image)[0], "\n".join([_clipped(Path(path).name), *lines]), tuple(found)
+            )
+        )
+    return views
+
+
+def _title(card: NetworkCard) -> str:
+    return f"Attention of {card.model}"
+
+
+def _clipped(name: str, most: int = 26) -> str:
+    """A name as wide as the image above it; the end of a file name tells more than its middle."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
 def _first_of_each_class(data: ImageData) -> tuple[Tensor, list[int]]:

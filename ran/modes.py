@@ -51,11 +51,19 @@ def _recompute_contexts(
     return nullcontext(), _frozen_statistics(block)
 
 
-def checkpointed(block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``forward(x)``, a function of ``block``, computed again in the backward instead of stored."""
+def stored(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``forward(*inputs)``: what ``checkpointed`` stands in for."""
+    return forward(*inputs)
+
+
+def checkpointed(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``forward(*inputs)``, whose norms are in ``block``, computed again in the backward.
+
+    Until then the inputs alone are stored.
+    """
     options: dict[str, Any] = {"use_reentrant": False}
     # A compiled graph writes running statistics once, outside what it recomputes, and takes no
     # contexts.
     if not is_compiling():
         options["context_fn"] = partial(_recompute_contexts, block)
-    return checkpoint(forward, x, **options)
+    return checkpoint(forward, *inputs, **options)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionFeatures, AttentionModule
 from .checks import require, require_choice, require_count, require_head, require_images
-from .modes import checkpointed, evaluating
+from .modes import checkpointed, evaluating, stored
 from .spec import NetworkSpec
 from .units import UNITS, init_weights, max_pool
 
@@ -125,16 +125,20 @@ class ResidualAttentionNetwork(nn.Module):
         require_images(x, self.in_chans, self.minimum_size)
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not self.grad_checkpointing:
-            return stage(x)
         for block in stage.children():
-            x = checkpointed(block, block, x)
+            # An attention module sees to its own parts.
+            whole = self.grad_checkpointing and not isinstance(block, AttentionModule)
+            x = checkpointed(block, block, x) if whole else block(x)
         return x
+
+    def _open(self, x: Tensor) -> Tensor:
+        return self.stem_pool(self.stem(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features (N, num_features, h, w) before the pooling, normalised, from (N, C, H, W)."""
         self._check(x)
-        x = self.stem_pool(self.stem(x))
+        run = checkpointed if self.grad_checkpointing else stored
+        x = run(self.stem, self._open, x)
         for stage in self.stages:
             x = self._run(stage, x)
         return self.norm(x)
@@ -218,15 +222,18 @@ class ResidualAttentionNetwork(nn.Module):
         self.head.apply(init_weights)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each unit and attention module in the backward instead of storing it.
+        """Recompute the stem, units and attention modules' parts in the backward, not store them.
 
         Gradients and running statistics are those of the network without checkpointing.
         """
         self.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, AttentionModule):
+                module.grad_checkpointing = enable
 
     def _trace_attention(self, x: Tensor) -> Iterator[tuple[str, AttentionFeatures]]:
         self._check(x)
-        x = self.stem_pool(self.stem(x))
+        x = self._open(x)
         for index, stage in enumerate(self.stages):
             for name, block in stage.named_children():
                 if isinstance(block, AttentionModule):

@@ -1,40 +1,28 @@
-"""Pictures of trainings and masks."""
+"""Pictures of trainings and evaluations."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from .errors import UserError
 from .files import replacing
 
 TRAIN_COLOR, TEST_COLOR = "#1f6fb4", "#d1495b"
-#: From a low mask value to a high one.
-MASK_COLORS = "coolwarm"
-#: Brightness of a mask's colour over black; over white it is 1.
-DARKEST = 0.45
-#: Side of one image in masks.png, in inches.
-CELL = 1.25
-#: Height of a colour bar, in sides of an image.
-BAR = 0.09
-#: Between the images, as shares of their side.
-GAPS = {"wspace": 0.02, "hspace": 0.02}
+#: Of a confusion matrix: classes up to which each cell has its count and each line its name.
+MOST_COUNTED, MOST_NAMED = 20, 100
+#: Confusions listed beside the matrix.
+MOST_CONFUSED = 12
 
 
 def plot_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
     """Draws loss and accuracy by epoch from the rows of metrics.csv."""
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(plain(title), fontsize=13)
     losses, accuracy = figure.subplots(1, 2)
 
     losses.plot(epochs, [row["train_loss"] for row in rows], color=TRAIN_COLOR, label="train")
@@ -54,80 +42,93 @@ def plot_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_masks(
-    path: Path, images: Tensor, captions: Sequence[str], masks: dict[str, Tensor], *, title: str
+def plot_confusion(
+    path: Path,
+    matrix: np.ndarray,
+    names: Sequence[str],
+    confusions: Sequence[tuple[str, str, int]],
+    *,
+    title: str,
 ) -> None:
-    """Draws a row an image and a column a module: the image, then each mask laid over it.
+    """Draws a confusion matrix, and beside it the most frequent confusions.
 
-    Every column has a colour scale of its own, from the least to the greatest value in it.
+    Colours are shares of the true class's images, on a root scale that shows the rare ones. Cells
+    have their counts with up to 20 classes, lines their names with up to 100.
 
     Args:
         path: picture to write; its suffix says the format.
-        images: (N, C, H, W) uint8, C 1 or 3.
-        captions: of each image.
-        masks: (N, h, w) by module name.
+        matrix: (K, K) counts, the true class by row and the predicted one by column.
+        names: of the K classes.
+        confusions: true class, predicted class and count, the most frequent first.
         title: above it all.
 
     Raises:
         UserError: matplotlib does not know the format or cannot write there.
     """
-    pictures = images.permute(0, 2, 3, 1).numpy()
-    if pictures.shape[-1] == 1:
-        pictures = pictures.repeat(3, axis=-1)
-    count, columns = len(pictures), 1 + len(masks)
-    figure = Figure(
-        figsize=(1.3 + 1.08 * CELL * columns, 1.3 + 1.03 * CELL * count),
-        dpi=100,
-        layout="constrained",
-    )
-    figure.suptitle(f"Attention masks of {title}", fontsize=12)
-    figure.supxlabel("brightness: the image; colour: the mask's mean over channels", fontsize=9)
-    grid = figure.subplots(
-        count + 1, columns, squeeze=False, height_ratios=[*[1] * count, BAR], gridspec_kw=GAPS
-    )
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+    count = len(names)
+    side = min(9.0, max(4.6, 1.6 + 0.42 * count if count <= MOST_COUNTED else 9.0))
+    figure = Figure(figsize=(side + 4.4, side + 0.5), dpi=100, layout="constrained")
+    figure.suptitle(plain(title), fontsize=12)
+    left, right = figure.subplots(1, 2, width_ratios=(side, 3.6))
 
-    for axes, picture, caption in zip(grid[:, 0], pictures, captions, strict=False):
-        axes.imshow(picture)
-        axes.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9)
-    grid[0, 0].set_title("image", fontsize=9)
-    for column, (name, mask) in enumerate(masks.items(), start=1):
-        *cells, bar = grid[:, column]
-        _draw_column(cells, bar, pictures, name, mask.numpy())
-    _save(figure, path)
-
-
-def _draw_column(
-    cells: list[Axes], bar: Axes, pictures: np.ndarray, name: str, masks: np.ndarray
-) -> None:
-    height, width = pictures.shape[1:3]
-    low, high = masks.min(), masks.max()
-    colors = colormaps[MASK_COLORS]
-    scale = ScalarMappable(Normalize(low, high), colors)
-    cells[0].set_title(f"{name}\n{masks.shape[1]}×{masks.shape[2]}", fontsize=9)
-    for axes, picture, mask in zip(cells, pictures, masks, strict=True):
-        # hue says the mask, brightness the image: blending the two would leave neither readable
-        tint = scale.to_rgba(_enlarged(mask, height, width))[..., :3]
-        brightness = picture.mean(-1, keepdims=True) / 255
-        axes.imshow(tint * (DARKEST + (1 - DARKEST) * brightness))
-    bar.imshow(colors(np.linspace(0, 1, 256))[None], aspect="auto")
-    bar.set_xticks([0, 255], labels=[f"{low:.3f}", f"{high:.3f}"], fontsize=8)
-    bar.tick_params(length=0)
-    lowest, highest = bar.get_xticklabels()
-    lowest.set_horizontalalignment("left")
-    highest.set_horizontalalignment("right")
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    left.imshow(np.sqrt(shares), "Blues", vmin=0, vmax=1, interpolation="nearest")
+    left.set(xlabel="predicted (the darker, the more of the true class)", ylabel="true class")
+    if count <= MOST_NAMED:
+        labels = [plain(name) for name in names]
+        size = 9 if count <= MOST_COUNTED else max(4.5, 9 - count / 20)
+        left.set_xticks(range(count), labels=labels, rotation=90, fontsize=size)
+        left.set_yticks(range(count), labels=labels, fontsize=size)
+        if max(map(len, names)) <= 3 and count <= MOST_COUNTED:
+            left.tick_params(axis="x", rotation=0)
+    else:
+        left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        left.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    left.tick_params(length=0)
+    if count <= MOST_COUNTED:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            color = "white" if shares[row, column] > 0.35 else "black"
+            text = f"{matrix[row, column]}"
+            left.text(column, row, text, color=color, fontsize=8, ha="center", va="center")
+    _draw_confusions(right, confusions[:MOST_CONFUSED])
+    save_figure(figure, path)
 
 
-def _enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    return tvf.resize(torch.from_numpy(mask)[None], [height, width], antialias=True)[0].numpy()
+def _draw_confusions(axes: Axes, confusions: Sequence[tuple[str, str, int]]) -> None:
+    axes.set_title("most frequent confusions", fontsize=10)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelsize=9)
+    if not confusions:
+        axes.set_yticks([])
+        axes.text(0.5, 0.9, "none", ha="center", transform=axes.transAxes, color="0.35")
+        return
+    labels = [f"{_short(true)} → {_short(predicted)}" for true, predicted, _ in confusions]
+    counts = [number for _, _, number in confusions]
+    bars = axes.barh(range(len(counts)), counts, color=TEST_COLOR, height=0.6)
+    axes.bar_label(bars, padding=3, fontsize=8.5)
+    axes.set_yticks(range(len(counts)), labels=labels)
+    axes.set(ylim=(MOST_CONFUSED - 0.5, -0.5), xlim=(0, 1.15 * max(counts)))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _short(name: str) -> str:
+    return plain(name if len(name) <= 16 else f"{name[:15]}…")
+
+
+def plain(text: str) -> str:
+    """``text`` for matplotlib, which otherwise takes what stands between dollars for TeX."""
+    return text.replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes ``figure`` in one step, in the format that the suffix of ``path`` says.
+
+    Raises:
+        UserError: matplotlib does not know the format or cannot write there.
+    """
     try:
         with replacing(path) as partial:
             figure.savefig(partial)

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import from_pretrained
-from .data.images import Preprocessing, read_image
+from .checkpoints import NetworkCard, load_network
+from .data.images import IMAGE_SUFFIXES, Preprocessing, read_image
 from .devices import choose_device
 from .errors import UserError
+from .files import require_writable
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,54 @@ def class_probabilities(network: nn.Module, preprocessing: Preprocessing, images
 
     ``network`` is in evaluation mode and on the device of ``images``.
     """
-    logits = network(preprocessing.normalize(images))
+    dtype = next(network.parameters()).dtype
+    logits = network(preprocessing.normalize(images).to(dtype))
     return logits.float().softmax(1).cpu()
+
+
+def load_images(paths: Sequence[str | Path], card: NetworkCard) -> Tensor:
+    """Image files as ``card``'s network sees them: (N, C, image_size, image_size) uint8.
+
+    Raises:
+        UserError: a file is missing or unreadable, or the network's input is neither grayscale
+            nor RGB.
+    """
+    channels = card.preprocessing.channels
+    if channels not in (1, 3):
+        raise UserError(
+            f"{card.model}: expected a network of 1 or 3 input channels to show image files to, "
+            f"it has {channels}"
+        )
+    return torch.stack([card.preprocessing.resize(read_image(path, channels)) for path in paths])
+
+
+def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
+    """The image files among files and in folders, at any depth, in order of their names.
+
+    Returns:
+        For each file its path from the folder it was found in, or its name where it was given
+        itself.
+
+    Raises:
+        UserError: nothing was given, or a folder has no images in it.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, given):
+        if not path.is_dir():
+            found[path] = Path(path.name)
+            continue
+        files = sorted(
+            entry
+            for entry in path.rglob("*")
+            if entry.suffix.lower() in IMAGE_SUFFIXES
+            and not any(part.startswith(".") for part in entry.relative_to(path).parts)
+        )
+        if not files:
+            raise UserError(f"{path}: expected images in the folder, found none")
+        found |= {file: file.relative_to(path) for file in files}
+    if not found:
+        raise UserError("images: expected at least one image or folder of images")
+    return found
 
 
 def predict(
@@ -41,40 +88,82 @@ def predict(
     images: Sequence[str | Path],
     *,
     topk: int = 5,
+    masks: str | Path | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     batch_size: int = 64,
 ) -> list[Prediction]:
-    """The ``topk`` most probable classes (or all, if there are fewer) of each image file.
+    """The ``topk`` most probable classes (or all, if there are fewer) of each image.
 
     Args:
-        checkpoint: as for ``ran.checkpoints.from_pretrained``.
-        images: paths of image files.
+        checkpoint: as for ``ran.checkpoints.load_network``.
+        images: paths of image files, and of folders that hold image files at any depth.
         topk: how many classes to give.
+        masks: folder to write a picture of the attention masks of each image to; made if missing.
+            None for no pictures.
+        overwrite: replace pictures that are there already.
         device: as for ``ran.devices.choose_device``.
         batch_size: images computed at once.
 
     Raises:
-        UserError: an argument is out of its range, or a file is missing or unreadable.
+        UserError: an argument is out of its range, a file is missing or unreadable, or a picture
+            cannot be written. Pictures are written, each in one step, after all predictions.
     """
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     chosen = choose_device(device)
-    network, card = from_pretrained(checkpoint)
+    files = find_images(images)
+    pictures = {} if masks is None else _picture_paths(files, Path(masks), overwrite)
+    network, card = load_network(checkpoint)
     network.to(chosen)
-    preprocessing = card.preprocessing
+    if masks is not None:
+        from .masks import require_masks  # matplotlib takes a while to load
+
+        require_masks(network, card, checkpoint)
 
     predictions = []
-    for start in range(0, len(images), batch_size):
-        paths = [Path(path) for path in images[start : start + batch_size]]
-        batch = torch.stack(
-            [preprocessing.resize(read_image(path, preprocessing.channels)) for path in paths]
-        )
-        probabilities = class_probabilities(network, preprocessing, batch.to(chosen))
+    paths = list(files)
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        loaded = load_images(batch, card).to(chosen)
+        probabilities = class_probabilities(network, card.preprocessing, loaded)
         top = probabilities.topk(min(topk, len(card.class_names)))
         for path, values, numbers in zip(
-            paths, top.values.tolist(), top.indices.tolist(), strict=True
+            batch, top.values.tolist(), top.indices.tolist(), strict=True
         ):
             names = (card.class_names[number] for number in numbers)
             predictions.append(Prediction(path, tuple(zip(names, values, strict=True))))
+
+    if pictures:
+        from .masks import draw_network_masks
+
+        for path, picture in pictures.items():
+            _make_folder(picture.parent)
+            draw_network_masks(network, card, [path], picture)
     return predictions
+
+
+def _picture_paths(files: dict[Path, Path], folder: Path, overwrite: bool) -> dict[Path, Path]:
+    """Where the picture of each image goes: the images' names, numbered where they are equal."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder for the pictures of masks, it is a file")
+    pictures: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for file, relative in files.items():
+        picture, number = folder / relative.with_suffix(".png"), 1
+        while picture in taken:
+            number += 1
+            picture = picture.with_name(f"{relative.stem}-{number}.png")
+        taken.add(picture)
+        pictures[file] = picture
+        if picture.parent.is_dir():
+            require_writable(picture, overwrite=overwrite)
+    return pictures
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the folder: {error.strerror}") from None

@@ -10,6 +10,7 @@ from .cbam_registry import CBAM_PLANS
 from .checks import require, require_known
 from .network import ResidualAttentionNetwork
 from .options import require_options
+from .origin import record_origin
 from .spec import SPEC_FIELDS, NetworkSpec
 
 _WIDE = NetworkSpec(
@@ -95,10 +96,11 @@ _OPTIONS = SPEC_FIELDS | {"width_multiplier"}
 def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetwork:
     require(not pretrained, "pretrained", f"False, as {name} has no published weights", pretrained)
     require_options(options, _OPTIONS)
+    given = dict(options)
     spec = SPECS[name].scaled(options.pop("width_multiplier", 1.0))
     spec = replace(spec, **{key: options.pop(key) for key in SPEC_FIELDS & options.keys()})
     features = 1 + len(spec.modules) + (spec.tail_units > 0)
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         ResidualAttentionNetwork,
         name,
         pretrained,
@@ -106,6 +108,8 @@ def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetw
         feature_cfg={"feature_cls": "getter", "out_indices": tuple(range(features))},
         **options,
     )
+    record_origin(model, name, given)
+    return model
 
 
 @register_model

@@ -14,7 +14,7 @@ from torch import nn
 
 from . import runs
 from .callbacks import Row
-from .checkpoints import NetworkCard, build_network, from_pretrained, save_pretrained
+from .checkpoints import NetworkCard, build_network, load_network, save_network
 from .data import ImageData, load_data
 from .data.options import DataOptions
 from .devices import choose_device, choose_precision
@@ -227,8 +227,8 @@ def _finish(
     )
     if not processes.first:
         return result
-    network, card = from_pretrained(folder / BEST)
-    save_pretrained(network, card, folder)
+    network, card = load_network(folder / BEST)
+    save_network(network, card, folder)
     plot_curves(folder / runs.CURVES_FILE, rows, title=f"{settings.model} on {data.name}")
     draw_test_masks(network, card, data, folder / runs.MASKS_FILE)
     runs.write_run(

@@ -76,7 +76,8 @@ class _Block(torch.autograd.Function):
         backend = options.backend
         with torch.autocast(x.device.type, enabled=False):
             mean, maximum, channel_index = CHANNEL_POOL[backend](x)
-            channel = _perceptron(mean, maximum, perceptron).to(x.dtype)
+            _, hidden = _hidden(mean, maximum, perceptron)
+            channel = _channel_logits(hidden, perceptron).to(x.dtype)
             maps, spatial_index = SPATIAL_POOL[backend](x, channel)
             map_logits = _conv(maps, conv, options)
             spatial, batch_mean, batch_scale = aten.native_batch_norm(
@@ -88,7 +89,7 @@ class _Block(torch.autograd.Function):
             batch_scale = torch.rsqrt(norm.running_var + options.eps)
         ctx.options = options
         ctx.save_for_backward(
-            *(x, mean, maximum, channel_index, channel, maps, spatial_index, map_logits),
+            *(x, mean, maximum, channel_index, maps, spatial_index, map_logits),
             *(*perceptron, conv, *norm),
             *(batch_mean, batch_scale, out if options.relu else None),
         )
@@ -97,14 +98,16 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: checkpointing recomputes at the first access
-        x, mean, maximum, channel_index, channel, maps, spatial_index, map_logits = saved[:8]
-        perceptron, conv, norm = Perceptron(*saved[8:12]), saved[12], Norm(*saved[13:17])
-        batch_mean, batch_scale, out = saved[17:]
+        x, mean, maximum, channel_index, maps, spatial_index, map_logits = saved[:7]
+        perceptron, conv, norm = Perceptron(*saved[7:11]), saved[11], Norm(*saved[12:16])
+        batch_mean, batch_scale, out = saved[16:]
         options: Options = ctx.options
         backend = options.backend
         needed = ctx.needs_input_grad
         with torch.autocast(x.device.type, enabled=False):
             grad = in_layout_of(grad, x)
+            pools, hidden = _hidden(mean, maximum, perceptron)
+            channel = _channel_logits(hidden, perceptron).to(x.dtype)
             spatial = _normalise(map_logits, batch_mean, batch_scale, norm).to(x.dtype)
             grad_spatial, masked = GRAD_SPATIAL[backend](grad, x, channel, spatial, out)
             g = masked if options.relu else grad
@@ -136,8 +139,9 @@ class _Block(torch.autograd.Function):
             grad_conv = _as_maps(grad_conv, options) if needed[6] else None
             grad_channel = GRAD_CHANNEL[backend](g, x, channel, spatial, grad_maps, spatial_index)
             grad_pools, grad_perceptron = _perceptron_backward(
-                grad_channel, mean, maximum, perceptron, needed[2:6]
+                grad_channel, pools, hidden, perceptron, needed[2:6]
             )
+            grad_pools = grad_pools.to(x.dtype).unflatten(0, (2, -1)).unbind(0)
             grad_x = None
             if needed[0]:
                 grad_x = GRAD_X[backend](
@@ -174,23 +178,19 @@ def _hidden(mean: Tensor, maximum: Tensor, mlp: Perceptron) -> tuple[Tensor, Ten
     return pools, F.linear(pools, mlp.weight1, mlp.bias1).relu()
 
 
-def _perceptron(mean: Tensor, maximum: Tensor, mlp: Perceptron) -> Tensor:
-    """mlp(mean) + mlp(maximum) = (h_mean + h_max) W2ᵀ + 2 b2."""
-    _, hidden = _hidden(mean, maximum, mlp)
+def _channel_logits(hidden: Tensor, mlp: Perceptron) -> Tensor:
+    """mlp(mean) + mlp(maximum) = (h_mean + h_max) W2ᵀ + 2 b2, from the hidden layer of both."""
     logits = hidden.unflatten(0, (2, -1)).sum(0) @ mlp.weight2.t()
     return logits if mlp.bias2 is None else logits + 2 * mlp.bias2
 
 
 def _perceptron_backward(
-    grad: Tensor, mean: Tensor, maximum: Tensor, mlp: Perceptron, needed: tuple[bool, ...]
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, ...]]:
-    """The gradients of (mean, maximum) and, where `needed`, of the perceptron's parameters."""
-    pools, hidden = _hidden(mean, maximum, mlp)
+    grad: Tensor, pools: Tensor, hidden: Tensor, mlp: Perceptron, needed: tuple[bool, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The gradients of `pools` and, where `needed`, of the perceptron's parameters."""
     grad = grad.to(pools.dtype)
     grad_hidden = aten.threshold_backward((grad @ mlp.weight2).repeat(2, 1), hidden, 0)
-    grad_pools = (grad_hidden @ mlp.weight1).to(mean.dtype)
-    grad_mean, grad_max = grad_pools.unflatten(0, (2, -1)).unbind(0)
-    return (grad_mean, grad_max), (
+    return grad_hidden @ mlp.weight1, (
         grad_hidden.t() @ pools if needed[0] else None,
         grad_hidden.sum(0) if needed[1] else None,
         grad.t() @ hidden.unflatten(0, (2, -1)).sum(0) if needed[2] else None,

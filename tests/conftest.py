@@ -10,11 +10,21 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+#: Markers of tests that are skipped unless asked for, and what keeps them out of every run.
+ON_REQUEST = {"large": "needs tens of gigabytes", "deep": "traces deep networks for minutes"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"deep: {ON_REQUEST['deep']}; run with -m deep")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "large" not in config.getoption("-m"):
-        skip = pytest.mark.skip(reason="needs tens of gigabytes: ask for it with -m large")
+    for marker, reason in ON_REQUEST.items():
+        if marker in config.getoption("-m"):
+            continue
+        skip = pytest.mark.skip(reason=f"{reason}: ask for it with -m {marker}")
         for item in items:
-            if item.get_closest_marker("large"):
+            if item.get_closest_marker(marker):
                 item.add_marker(skip)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device, and torch finds none")

@@ -1,6 +1,5 @@
 """Options of the kernel benchmarks, and the table they end with."""
 
-import statistics
 from typing import Any
 
 import pytest
@@ -8,9 +7,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.compare import keep_freed_memory
 from bench.machine import describe
 
 from .cases import CASES
+from .figures import row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,6 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--op", action="append", choices=list(CASES), help="repeatable; default all")
     group.addoption("--rounds", type=int, default=15)
     group.addoption("--first-stage", action="store_true", help="only the largest maps")
+
+
+def pytest_configure() -> None:
+    keep_freed_memory()
 
 
 def _device(config: pytest.Config) -> str:
@@ -70,21 +75,6 @@ def pytest_benchmark_update_json(
     results = [entry["extra_info"] for entry in output_json["benchmarks"]]
     output_json.clear()
     output_json.update(kind="kernels", machine=machine, results=results)
-
-
-def row(result: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one result: milliseconds, ratios, fraction of the floor, peak MB."""
-    median = {name: statistics.median(values) for name, values in result["samples"].items()}
-    # A copy reads and writes the big tensor once: 2 S in median["copy"] seconds.
-    floor = result["floor_traffic"] / 2 * median["copy"]
-    return {
-        "ms": median["ours"] * 1e3,
-        "to_eager": median["ours"] / median["eager"],
-        "to_compile": median["ours"] / median["compile"],
-        "to_floor": median["ours"] / floor,
-        "peak_mb": result["peak_bytes"]["ours"] / 1e6,
-        "peak_to_eager": result["peak_bytes"]["ours"] / max(1, result["peak_bytes"]["eager"]),
-    }
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -1,12 +1,14 @@
 """Every operator against eager PyTorch, torch.compile of the reference, and the memory floor."""
 
+import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import Stopwatch, measure, peak_memory, require_close
+from bench.compare import Stopwatch, Turns, peak_memory, require_close, rotation
 
 from .cases import CASES, Case
 
@@ -49,45 +51,43 @@ def test_operator(
     if direction != "forward" and case.backward is None:
         pytest.skip("no floor of its own: its backward is a part of CBAM's")
     torch.manual_seed(0)
-    big = torch.randn(batch, *stage, dtype=dtype, device=bench_device)
-    if layout == "channels_last":
-        big = big.contiguous(memory_format=torch.channels_last)
-    inputs = case.inputs(big)
+    numel = batch * math.prod(stage)
+    # The inputs, and the results of ours and of those that take turns with it.
+    sets = [
+        case.inputs(_big(batch, stage, dtype, layout, bench_device))
+        for _ in range(rotation(bench_device, 2 * numel * dtype.itemsize))
+    ]
     backward = direction != "forward"
     torch._dynamo.reset()
     compiled = torch.compile(case.reference, fullgraph=True, dynamic=False)
-    target = torch.empty_like(big)
     state = torch.get_rng_state()
     runs = {}
     for name, run in (("ours", case.ours), ("eager", case.reference), ("compile", compiled)):
-        torch.set_rng_state(state)  # the same incoming gradient for all
-        runs[name] = prepare(run, inputs, backward)
-    want = runs["eager"]()
+        torch.set_rng_state(state)  # the same incoming gradients for all
+        runs[name] = [prepare(run, inputs, backward) for inputs in sets]
+    want = runs["eager"][0]()
     for name in ("ours", "compile"):
-        got = runs[name]()
+        got = runs[name][0]()
         pairs = [(a, b) for a, b in zip(_flat(got), _flat(want), strict=True) if b is not None]
         require_close(name, [a for a, _ in pairs], [b for _, b in pairs], dtype)
         del got, pairs
-    memory = {name: peak_memory(run, bench_device) for name, run in runs.items()}
+    memory = {name: peak_memory(run[0], bench_device) for name, run in runs.items()}
     del want
-    runs["copy"] = lambda: target.copy_(big)
-    stopwatch = Stopwatch(bench_device)
-    # pytest-benchmark times ours; before each of its rounds, `setup` times everybody in turn.
-    collected: dict[str, list[float]] = {}
-
-    def one_round() -> None:
-        for name, samples in measure(runs, stopwatch, rounds=1, warmup=0).samples.items():
-            collected.setdefault(name, []).extend(samples)
+    # What the machine can do with the big tensor: write it to memory that is there, and only read.
+    big = [next(t for t in inputs if t.numel() == numel) for inputs in sets]
+    targets = [torch.empty_like(t) for t in big]
+    runs["copy"] = [partial(to.copy_, t) for to, t in zip(targets, big, strict=True)]
+    runs["read"] = [t.sum for t in big]
+    turns = Turns(runs, Stopwatch(bench_device))
+    turns.warm_up(3)
 
     def synchronised() -> None:
-        runs["ours"]()
+        turns.next("ours")()
         if bench_device == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(2):
-        for run in runs.values():
-            run()
-    benchmark.pedantic(synchronised, setup=one_round, rounds=rounds)
+    # pytest-benchmark times ours; before each of its rounds, `setup` times everybody in turn.
+    benchmark.pedantic(synchronised, setup=turns.round, rounds=rounds)
     traffic = case.forward + (case.backward or 0 if backward else 0)
     benchmark.extra_info.update(
         op=case_name,
@@ -97,11 +97,20 @@ def test_operator(
         layout=layout,
         direction=direction,
         device=bench_device,
-        bytes=big.numel() * big.element_size(),
+        bytes=numel * dtype.itemsize,
         floor_traffic=traffic,
-        samples=collected,
+        samples=turns.samples,
         peak_bytes=memory,
     )
+
+
+def _big(
+    batch: int, stage: tuple[int, int, int], dtype: torch.dtype, layout: str, device: str
+) -> Tensor:
+    big = torch.randn(batch, *stage, dtype=dtype, device=device)
+    if layout == "channels_last":
+        big = big.contiguous(memory_format=torch.channels_last)
+    return big
 
 
 def _flat(result: Any) -> list[Tensor | None]:

@@ -4,19 +4,36 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "attention_gate_groups.h"
-#include "simd.h"
+#include "stream.h"
 
 namespace ran::cpu {
 namespace {
 
 // Elements below which another thread costs more than it brings.
 constexpr int64_t kGrain = 32768;
+// Threads get whole blocks, so that each starts where it can stream: two lines of 16-bit elements.
+constexpr int64_t kBlock = 64;
+
+// Calls f(begin, end) for ranges of [0, n) on PyTorch's threads.
+template <typename F>
+void share_elements(int64_t n, F&& f) {
+  const int64_t blocks = (n + kBlock - 1) / kBlock;
+  torch::stable::parallel_for(0, blocks, kGrain / kBlock, [&](int64_t begin, int64_t end) {
+    f(begin * kBlock, std::min(end * kBlock, n));
+    fence();
+  });
+}
 
 template <typename T>
-RAN_SIMD void forward(const T* logits, const T* trunk, T* out, int64_t n, accumulate_t<T> offset) {
+RAN_SIMD void forward(
+    const T* logits, const T* trunk, T* out, int64_t n, accumulate_t<T> offset, bool streamed) {
   using V = vec_t<T>;
   const V base = splat<V>(offset);
-  for (int64_t i = 0; i < n; i += kLanes) {
+  int64_t i = 0;
+  for (; streamed && i + kLanes <= n; i += kLanes) {
+    stream(out + i, gate(sigmoid(load(logits + i)), load(trunk + i), base));
+  }
+  for (; i < n; i += kLanes) {
     const int64_t rest = n - i;
     const V mask = sigmoid(load_some(logits + i, rest));
     store_some(out + i, gate(mask, load_some(trunk + i, rest), base), rest);
@@ -31,11 +48,19 @@ RAN_SIMD void backward(
     T* grad_logits,
     T* grad_trunk,
     int64_t n,
-    accumulate_t<T> offset) {
+    accumulate_t<T> offset,
+    bool streamed) {
   using V = vec_t<T>;
   const V base = splat<V>(offset);
   const V one = splat<V>(accumulate_t<T>(1));
-  for (int64_t i = 0; i < n; i += kLanes) {
+  int64_t i = 0;
+  for (; streamed && i + kLanes <= n; i += kLanes) {
+    const V g = load(grad + i);
+    const V mask = sigmoid(load(logits + i));
+    stream(grad_logits + i, gate_grad_sigmoid(g, mask, load(trunk + i), one));
+    stream(grad_trunk + i, gate_grad_trunk(g, mask, base));
+  }
+  for (; i < n; i += kLanes) {
     const int64_t rest = n - i;
     const V g = load_some(grad + i, rest);
     const V mask = sigmoid(load_some(logits + i, rest));
@@ -56,8 +81,9 @@ void attention_gate(DType dtype, const GateShape& shape, const AttentionGateForw
     if (shape.activation != Activation::kMixed) {
       return forward_groups(shape, logits, trunk, out, a.residual);
     }
-    torch::stable::parallel_for(0, shape.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      forward<T>(logits + begin, trunk + begin, out + begin, end - begin, a.residual);
+    const bool streamed = streams(out, kBlock, 3 * shape.numel());
+    share_elements(shape.numel(), [&](int64_t begin, int64_t end) {
+      forward<T>(logits + begin, trunk + begin, out + begin, end - begin, a.residual, streamed);
     });
   });
 }
@@ -73,7 +99,9 @@ void attention_gate_backward(DType dtype, const GateShape& shape, const Attentio
     if (shape.activation != Activation::kMixed) {
       return backward_groups(shape, grad, logits, trunk, grad_logits, grad_trunk, a.residual);
     }
-    torch::stable::parallel_for(0, shape.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    const bool streamed = streams(grad_logits, kBlock, 5 * shape.numel()) &&
+        streams(grad_trunk, kBlock, 5 * shape.numel());
+    share_elements(shape.numel(), [&](int64_t begin, int64_t end) {
       backward<T>(
           grad + begin,
           logits + begin,
@@ -81,7 +109,8 @@ void attention_gate_backward(DType dtype, const GateShape& shape, const Attentio
           grad_logits + begin,
           grad_trunk + begin,
           end - begin,
-          a.residual);
+          a.residual,
+          streamed);
     });
   });
 }

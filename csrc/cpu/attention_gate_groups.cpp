@@ -5,25 +5,30 @@
 #include <algorithm>
 #include <cmath>
 
-#include "simd.h"
+#include "stream.h"
 
 namespace ran::cpu {
 namespace {
 
-// A strip is a few neighbouring groups (columns, inner > 1) or one group (a row, inner == 1), small
-// enough that the second and third walk over it find it in the cache.
+// A strip is some neighbouring groups (columns, inner > 1) or one group (a row, inner == 1), so that
+// the second and third walk over it find it in a cache.
 //
 //   columns: a vector's lanes are kLanes groups; the walk steps from member to member
 //   row:     a vector's lanes are kLanes members; sums end with one over the lanes
-constexpr int64_t kColumnVectors = 8;
+//
+// Strips are wide, for long runs of memory: narrow ones that fit the second-level cache measured up
+// to three times as slow.
+constexpr int64_t kColumnVectors = 32;
 constexpr int64_t kColumns = kColumnVectors * kLanes;
+// Sums of a row that run side by side, to hide the latency of an addition.
+constexpr int64_t kRowSums = 4;
 // Members summed up before they join the total: a running sum of thousands of float32 loses digits.
 constexpr int64_t kChunk = 128;
 
 template <typename V, bool kRow>
 struct Sums {
-  // One entry a vector of columns; a row uses the first.
-  V of[kRow ? 1 : kColumnVectors];
+  // One entry a vector of columns. A row's are folded into the first.
+  V of[kRow ? kRowSums : kColumnVectors];
 };
 
 // Calls f(offset, count, entry) for every vector of the strip: `count` lanes from `offset` on.
@@ -31,18 +36,26 @@ struct Sums {
 template <bool kRow, typename F, typename Flush>
 RAN_INLINE void walk(const GateShape& s, int64_t width, F&& f, Flush&& flush) {
   if constexpr (kRow) {
-    int64_t until = kChunk * kLanes;
-    for (int64_t i = 0; i < s.members; i += kLanes) {
-      f(i, s.members - i, 0);
-      if (i + kLanes >= until) {
+    constexpr int64_t kStep = kRowSums * kLanes;
+    int64_t i = 0;
+    for (int64_t steps = 1; i + kStep <= s.members; i += kStep, ++steps) {
+      for (int64_t k = 0; k < kRowSums; ++k) {
+        f(i + k * kLanes, kLanes, k);
+      }
+      if (steps % kChunk == 0) {
         flush();
-        until += kChunk * kLanes;
       }
     }
+    for (; i < s.members; i += kLanes) {
+      f(i, s.members - i, 0);
+    }
   } else {
+    // The last vector reaches back over columns that were done before: they come out the same.
+    const int64_t last = std::max<int64_t>(0, width - kLanes);
     for (int64_t r = 0; r < s.members; ++r) {
       for (int64_t v = 0; v * kLanes < width; ++v) {
-        f(r * s.inner + v * kLanes, width - v * kLanes, v);
+        const int64_t column = std::min(v * kLanes, last);
+        f(r * s.inner + column, width - column, v);
       }
       if (r % kChunk == kChunk - 1) {
         flush();
@@ -57,7 +70,7 @@ template <bool kRow, typename V, typename F>
 RAN_INLINE Sums<V, kRow> sum_over(const GateShape& s, int64_t width, F&& f) {
   Sums<V, kRow> total{};
   Sums<V, kRow> chunk{};
-  const int64_t entries = kRow ? 1 : (width + kLanes - 1) / kLanes;
+  const int64_t entries = kRow ? kRowSums : (width + kLanes - 1) / kLanes;
   walk<kRow>(
       s,
       width,
@@ -72,7 +85,11 @@ RAN_INLINE Sums<V, kRow> sum_over(const GateShape& s, int64_t width, F&& f) {
         }
       });
   if constexpr (kRow) {
-    total.of[0] = splat<V>(horizontal_sum(total.of[0]));
+    static_assert(kRowSums == 4);
+    const V sum = (total.of[0] + total.of[1]) + (total.of[2] + total.of[3]);
+    for (V& entry : total.of) {
+      entry = splat<V>(horizontal_sum(sum));
+    }
   }
   return total;
 }
@@ -121,6 +138,22 @@ RAN_INLINE Standard<vec_t<T>, kRow> standardise(const GateShape& s, const T* log
   return z;
 }
 
+// How far the next strip is: the last walk over one fetches it, while it has arithmetic to do.
+template <bool kRow>
+RAN_INLINE int64_t to_next_strip(const GateShape& s, int64_t width) {
+  return kRow ? s.members : width;
+}
+
+// Stores up to `count` lanes, past the caches where `streamed`.
+template <typename T>
+RAN_INLINE void put_some(T* to, vec_t<T> value, int64_t count, bool streamed) {
+  if (streamed && count >= kLanes) {
+    stream(to, value);
+  } else {
+    store_some(to, value, count);
+  }
+}
+
 template <Activation kKind, typename V>
 RAN_INLINE V mask_of(V z) {
   return kKind == Activation::kSpatial ? sigmoid(z) : z;
@@ -133,17 +166,20 @@ RAN_SIMD void forward_strip(
     const T* trunk,
     T* out,
     int64_t width,
-    accumulate_t<T> offset) {
+    accumulate_t<T> offset,
+    bool streamed) {
   using V = vec_t<T>;
   const auto standard = standardise<T, kKind, kRow>(s, logits, width);
+  const T* next = logits + to_next_strip<kRow>(s, width);
   walk<kRow>(
       s,
       width,
       [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+        __builtin_prefetch(next + at);
         const V z = (load_some(logits + at, count) - standard.center.of[e]) * standard.scale.of[e];
         const V result =
             gate(mask_of<kKind>(z), load_some(trunk + at, count), splat<V>(offset));
-        store_some(out + at, result, count);
+        put_some(out + at, result, count, streamed);
       },
       []() RAN_INLINE_LAMBDA {});
 }
@@ -157,9 +193,11 @@ RAN_SIMD void backward_strip(
     T* grad_logits,
     T* grad_trunk,
     int64_t width,
-    accumulate_t<T> offset) {
+    accumulate_t<T> offset,
+    bool streamed) {
   using V = vec_t<T>;
   const auto standard = standardise<T, kKind, kRow>(s, logits, width);
+  const int64_t next = to_next_strip<kRow>(s, width);
   const V one = splat<V>(accumulate_t<T>(1));
   const auto z_at = [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
     return (load_some(logits + at, count) - standard.center.of[e]) * standard.scale.of[e];
@@ -196,14 +234,17 @@ RAN_SIMD void backward_strip(
       s,
       width,
       [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+        __builtin_prefetch(logits + next + at);
+        __builtin_prefetch(grad + next + at);
+        __builtin_prefetch(trunk + next + at);
         const V z = z_at(at, count, e);
         const V u = u_at(at, count, z);
         const V scale = standard.scale.of[e];
         const V to_logits = gate_grad_group(u, z, scale, first.of[e], second.of[e]);
         const V g = load_some(grad + at, count);
-        store_some(grad_logits + at, to_logits, count);
-        store_some(
-            grad_trunk + at, gate_grad_trunk(g, mask_of<kKind>(z), splat<V>(offset)), count);
+        const V to_trunk = gate_grad_trunk(g, mask_of<kKind>(z), splat<V>(offset));
+        put_some(grad_logits + at, to_logits, count, streamed);
+        put_some(grad_trunk + at, to_trunk, count, streamed);
       },
       []() RAN_INLINE_LAMBDA {});
 }
@@ -212,13 +253,15 @@ RAN_SIMD void backward_strip(
 template <typename F>
 void for_each_strip(const GateShape& s, F&& f) {
   const int64_t strips = (s.inner + kColumns - 1) / kColumns;
-  const int64_t elements = s.members * std::min(s.inner, kColumns);
+  const int64_t columns = padded((s.inner + strips - 1) / strips);  // all about as wide
+  const int64_t elements = s.members * std::min(s.inner, columns);
   const int64_t grain = std::max<int64_t>(1, 16384 / elements);
   torch::stable::parallel_for(0, s.outer * strips, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t column = i % strips * kColumns;
-      f(i / strips * s.members * s.inner + column, std::min(kColumns, s.inner - column));
+      const int64_t column = i % strips * columns;
+      f(i / strips * s.members * s.inner + column, std::min(columns, s.inner - column));
     }
+    fence();
   });
 }
 
@@ -227,6 +270,12 @@ struct Case {
   static constexpr Activation kKind = kActivation;
   static constexpr bool kRow = kRowValue;
 };
+
+// Whether to stream results of this shape, of `tensors` that the call moves.
+template <typename T>
+bool streams_groups(const GateShape& s, const T* out, int64_t tensors) {
+  return streams(out, s.inner == 1 ? s.members : s.inner, tensors * s.numel());
+}
 
 // Calls f with the Case of this shape: the activation, and whether groups are rows.
 template <typename F>
@@ -243,10 +292,12 @@ void specialise(const GateShape& s, F&& f) {
 
 template <typename T>
 void forward_groups(const GateShape& s, const T* logits, const T* trunk, T* out, bool residual) {
+  const bool streamed = streams_groups(s, out, 3);
   specialise(s, [&](auto c) {
     using C = decltype(c);
     for_each_strip(s, [&](int64_t at, int64_t width) {
-      forward_strip<T, C::kKind, C::kRow>(s, logits + at, trunk + at, out + at, width, residual);
+      forward_strip<T, C::kKind, C::kRow>(
+          s, logits + at, trunk + at, out + at, width, residual, streamed);
     });
   });
 }
@@ -260,6 +311,7 @@ void backward_groups(
     T* grad_logits,
     T* grad_trunk,
     bool residual) {
+  const bool streamed = streams_groups(s, grad_logits, 5) && streams_groups(s, grad_trunk, 5);
   specialise(s, [&](auto c) {
     using C = decltype(c);
     for_each_strip(s, [&](int64_t at, int64_t width) {
@@ -271,7 +323,8 @@ void backward_groups(
           grad_logits + at,
           grad_trunk + at,
           width,
-          residual);
+          residual,
+          streamed);
     });
   });
 }

@@ -35,7 +35,8 @@ RAN_SIMD void gate_maps(
     int64_t channels,
     int64_t hw,
     accumulate_t<T> lowest,
-    accumulate_t<T>* channel) {
+    accumulate_t<T>* channel,
+    bool streamed) {
   using A = accumulate_t<T>;
   using V = vec_t<T>;
   A spatial[kTile];
@@ -52,9 +53,9 @@ RAN_SIMD void gate_maps(
         const V v = load(x + at, lanes);
         const V ss = load(spatial + i, lanes);
         if constexpr (kShortcut) {
-          store(out + at, gated(v, sc, ss, load(shortcut + at, lanes), least), lanes);
+          put(out + at, gated(v, sc, ss, load(shortcut + at, lanes), least), lanes, streamed);
         } else {
-          store(out + at, gated(v, sc, ss, least), lanes);
+          put(out + at, gated(v, sc, ss, least), lanes, streamed);
         }
       });
     }
@@ -72,7 +73,8 @@ RAN_SIMD void gate_rows(
     int64_t rows,
     int64_t channels,
     accumulate_t<T> lowest,
-    accumulate_t<T>* channel) {
+    accumulate_t<T>* channel,
+    bool streamed) {
   using A = accumulate_t<T>;
   using V = vec_t<T>;
   A spatial[kTile];
@@ -89,9 +91,9 @@ RAN_SIMD void gate_rows(
         const V v = load(x + at, lanes);
         const V sc = load(channel + i, lanes);
         if constexpr (kShortcut) {
-          store(out + at, gated(v, sc, ss, load(shortcut + at, lanes), least), lanes);
+          put(out + at, gated(v, sc, ss, load(shortcut + at, lanes), least), lanes, streamed);
         } else {
-          store(out + at, gated(v, sc, ss, least), lanes);
+          put(out + at, gated(v, sc, ss, least), lanes, streamed);
         }
       });
     }
@@ -106,6 +108,10 @@ void run(const FeatureShape& shape, const CbamGate& a) {
   const A lowest = a.relu ? A(0) : -std::numeric_limits<A>::infinity();
   const T* channel = static_cast<const T*>(a.channel_logits);
   const T* spatial = static_cast<const T*>(a.spatial_logits);
+  const bool streamed = streams(
+      static_cast<T*>(a.out),
+      shape.channels_last ? c : hw,
+      (kShortcut ? 3 : 2) * shape.n * c * hw);
   const auto part = [&](int64_t sample, int64_t begin, int64_t end) {
     const int64_t at = sample * c * hw + begin * (shape.channels_last ? c : hw);
     const T* x = static_cast<const T*>(a.x) + at;
@@ -116,10 +122,10 @@ void run(const FeatureShape& shape, const CbamGate& a) {
     std::vector<A> gate(c);
     if (shape.channels_last) {
       ss = ss ? ss + begin : nullptr;
-      gate_rows<kShortcut>(x, sc, ss, shortcut, out, end - begin, c, lowest, gate.data());
+      gate_rows<kShortcut>(x, sc, ss, shortcut, out, end - begin, c, lowest, gate.data(), streamed);
     } else {
       sc = sc ? sc + begin : nullptr;
-      gate_maps<kShortcut>(x, sc, ss, shortcut, out, end - begin, hw, lowest, gate.data());
+      gate_maps<kShortcut>(x, sc, ss, shortcut, out, end - begin, hw, lowest, gate.data(), streamed);
     }
   };
   if (shape.channels_last) {

@@ -94,6 +94,7 @@ RAN_SIMD void rows_pass(
       for_vectors(channels, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
         V sum{};
         for (int64_t r = row; r < row + count.value; ++r) {
+          __builtin_prefetch(x + (r + count.value) * c + i);
           const V g = load_grad<kGrad>(grad, r * c + i, lanes);
           sum += (g * tile.gate[r] + tile.mean[r]) * load(x + r * c + i, lanes);
         }

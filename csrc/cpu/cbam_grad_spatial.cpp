@@ -39,7 +39,8 @@ RAN_SIMD void maps_pass(
     int64_t n,
     int64_t channels,
     int64_t hw,
-    accumulate_t<T>* gate) {
+    accumulate_t<T>* gate,
+    bool streamed) {
   using V = vec_t<T>;
   accumulate_t<T> sums[kTile];
   fill_gate(channel_logits, gate, channels);
@@ -48,10 +49,12 @@ RAN_SIMD void maps_pass(
       V sum{};
       for (int k = 0; k < count.value; ++k) {
         const int64_t at = (c + k) * hw + i;
+        __builtin_prefetch(grad + at + count.value * hw);
+        __builtin_prefetch(x + at + count.value * hw);
         V g = load(grad + at, lanes);
         if constexpr (kMasked) {
           g = let_through(g, load(out + at, lanes));
-          store(masked + at, g, lanes);
+          put(masked + at, g, lanes, streamed);
         }
         sum += g * (load(x + at, lanes) * gate[c + k]);
       }
@@ -82,7 +85,8 @@ RAN_SIMD void rows_pass(
     T* masked,
     int64_t rows,
     int64_t channels,
-    accumulate_t<T>* gate) {
+    accumulate_t<T>* gate,
+    bool streamed) {
   using V = vec_t<T>;
   constexpr int kSums = 4;
   accumulate_t<T> sums[kTile];
@@ -97,7 +101,7 @@ RAN_SIMD void rows_pass(
         V g = load(grad + at, lanes);
         if constexpr (kMasked) {
           g = let_through(g, load(out + at, lanes));
-          store(masked + at, g, lanes);
+          put(masked + at, g, lanes, streamed);
         }
         return fresh(g * (load(x + at, lanes) * load(gate + i, lanes)), V{}, lanes);
       };
@@ -125,6 +129,8 @@ void run(const FeatureShape& shape, const CbamGradSpatial& a) {
   const int64_t unit = shape.channels_last ? 4 : std::min(kTile, hw);
   const int64_t items = (hw + unit - 1) / unit;
   const T* channel = static_cast<const T*>(a.channel_logits);
+  const bool streamed = kMasked &&
+      streams(static_cast<T*>(a.masked), shape.channels_last ? c : hw, 4 * shape.n * c * hw);
   share(shape.n, items, unit * c, [&](int64_t sample, int64_t begin, int64_t end) {
     const int64_t first = begin * unit;
     const int64_t last = std::min(end * unit, hw);
@@ -139,9 +145,9 @@ void run(const FeatureShape& shape, const CbamGradSpatial& a) {
       const T* ss = static_cast<const T*>(a.spatial_logits) + sample * hw + p;
       T* result = static_cast<T*>(a.grad_spatial) + sample * hw + p;
       if (shape.channels_last) {
-        rows_pass<kMasked>(grad, x, sc, ss, out, result, masked, n, c, gate.data());
+        rows_pass<kMasked>(grad, x, sc, ss, out, result, masked, n, c, gate.data(), streamed);
       } else {
-        maps_pass<kMasked>(grad, x, sc, ss, out, result, masked, n, c, hw, gate.data());
+        maps_pass<kMasked>(grad, x, sc, ss, out, result, masked, n, c, hw, gate.data(), streamed);
       }
     };
     if (shape.channels_last) {

@@ -40,7 +40,8 @@ RAN_SIMD void maps_pass(
     int64_t sample,
     int64_t begin,
     int64_t end,
-    const Channels<T>& channels) {
+    const Channels<T>& channels,
+    bool streamed) {
   using A = accumulate_t<T>;
   using V = vec_t<T>;
   const int64_t hw = shape.hw;
@@ -56,7 +57,9 @@ RAN_SIMD void maps_pass(
       const V gate = splat<V>(channels.gate[c - begin]);
       const V mean = splat<V>(channels.mean[c - begin]);
       const VecI channel = splat<VecI>(static_cast<int32_t>(c));
-      const auto back = [&](int64_t i, auto lanes) RAN_INLINE_LAMBDA {
+      const A maximum = channels.maximum[c - begin];
+      const int64_t position = channels.position[c - begin] - p;
+      for_vectors(n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
         const V g = load_grad<kGrad>(grad, start + i, lanes);
         const VecI highest = load_index(tile.channel + i, lanes) == channel;
         const V arriving = incoming(
@@ -65,17 +68,11 @@ RAN_SIMD void maps_pass(
             load(tile.mean + i, lanes),
             mask_for<V>(highest),
             load(tile.maximum + i, lanes));
-        return arriving * gate + mean;
-      };
-      for_vectors(n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-        store(grad_x + start + i, back(i, lanes), lanes);
-      });
-      // A map has one maximum: its vector is computed again instead of comparing all positions.
-      const A maximum = channels.maximum[c - begin];
-      at_vector_of(channels.position[c - begin] - p, n, [&](int64_t i, VecI here, auto lanes)
-                       RAN_INLINE_LAMBDA {
-        const V top = mask_for<V>(here) ? splat<V>(maximum) : V{};
-        store(grad_x + start + i, back(i, lanes) + top, lanes);
+        V result = arriving * gate + mean;
+        if (has(i, position)) {  // a map has one maximum
+          result += mask_for<V>(lane_of(i, position)) ? splat<V>(maximum) : V{};
+        }
+        put(grad_x + start + i, result, lanes, streamed);
       });
     }
   }
@@ -89,7 +86,8 @@ RAN_SIMD void rows_pass(
     int64_t sample,
     int64_t begin,
     int64_t end,
-    const Channels<T>& channels) {
+    const Channels<T>& channels,
+    bool streamed) {
   using A = accumulate_t<T>;
   using V = vec_t<T>;
   const int64_t c = shape.c;
@@ -105,21 +103,18 @@ RAN_SIMD void rows_pass(
       const V gate = splat<V>(tile.gate[r]);
       const V mean = splat<V>(tile.mean[r]);
       const VecI position = splat<VecI>(static_cast<int32_t>(p + r));
-      const auto back = [&](int64_t i, V arriving, auto lanes) RAN_INLINE_LAMBDA {
+      const A maximum = tile.maximum[r];
+      const int64_t highest = tile.channel[r];
+      for_vectors(c, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
+        V arriving = load_grad<kGrad>(grad, i, lanes) * gate + mean;
+        if (has(i, highest)) {  // a position has one maximum
+          arriving += mask_for<V>(lane_of(i, highest)) ? splat<V>(maximum) : V{};
+        }
         const VecI here = load_index(channels.position + i, lanes) == position;
         const V top = mask_for<V>(here) ? load(channels.maximum + i, lanes) : V{};
-        return arriving * load(channels.gate + i, lanes) + load(channels.mean + i, lanes) + top;
-      };
-      for_vectors(c, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-        const V arriving = load_grad<kGrad>(grad, i, lanes) * gate + mean;
-        store(grad_x + i, back(i, arriving, lanes), lanes);
-      });
-      // A position has one maximum: its vector is computed again instead of comparing all channels.
-      const A maximum = tile.maximum[r];
-      at_vector_of(tile.channel[r], c, [&](int64_t i, VecI highest, auto lanes) RAN_INLINE_LAMBDA {
-        const V g = load_grad<kGrad>(grad, i, lanes);
-        const V arriving = incoming(g, gate, mean, mask_for<V>(highest), splat<V>(maximum));
-        store(grad_x + i, back(i, arriving, lanes), lanes);
+        const V result =
+            arriving * load(channels.gate + i, lanes) + load(channels.mean + i, lanes) + top;
+        put(grad_x + i, result, lanes, streamed);
       });
     }
   }
@@ -128,13 +123,16 @@ RAN_SIMD void rows_pass(
 template <bool kGrad, typename T>
 void run(const FeatureShape& shape, const CbamGradX& a) {
   using A = accumulate_t<T>;
+  const int64_t row = shape.channels_last ? shape.c : shape.hw;
+  const int64_t moved = (kGrad ? 2 : 1) * shape.n * shape.c * shape.hw;
+  const bool streamed = streams(static_cast<T*>(a.grad_x), row, moved);
   const auto part = [&](int64_t sample, int64_t begin, int64_t end) {
     std::vector<A> factors(3 * shape.c);
     std::vector<int32_t> position(shape.c);
     const Channels<T> channels{
         factors.data(), factors.data() + shape.c, factors.data() + 2 * shape.c, position.data()};
     const auto pass = shape.channels_last ? rows_pass<kGrad, T> : maps_pass<kGrad, T>;
-    pass(a, shape, sample, begin, end, channels);
+    pass(a, shape, sample, begin, end, channels, streamed);
   };
   if (shape.channels_last) {
     share(shape.n, shape.hw, shape.c, part);

@@ -43,19 +43,14 @@ RAN_INLINE void for_vectors(int64_t n, F&& body, int64_t begin = 0) {
   }
 }
 
-// Calls body(i, here, lanes) for the vector of [0, n) from i on that has the element `at`, in the
-// lane where `here` is set. Calls nothing where `at` lies outside.
-template <typename F>
-RAN_INLINE void at_vector_of(int64_t at, int64_t n, F&& body) {
-  if (at < 0 || at >= n) {
-    return;
-  }
-  if (n >= kLanes) {
-    const int64_t i = at + kLanes <= n ? at : n - kLanes;
-    body(i, iota() == static_cast<int32_t>(at - i), Full{});
-  } else {
-    body(int64_t{0}, iota() == static_cast<int32_t>(at), Short{static_cast<int32_t>(n)});
-  }
+// Whether the vector that starts at i has the element `at`. Mostly not, so it is worth a branch.
+RAN_INLINE bool has(int64_t i, int64_t at) {
+  return static_cast<uint64_t>(at - i) < static_cast<uint64_t>(kLanes);
+}
+
+// Set in the lane of the element `at` of the vector that starts at i.
+RAN_INLINE VecI lane_of(int64_t i, int64_t at) {
+  return iota() == static_cast<int32_t>(at - i);
 }
 
 // What arrays indexed by `slot` need for a range of n.

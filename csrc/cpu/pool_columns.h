@@ -68,7 +68,9 @@ RAN_INLINE void pool_columns(
       VecI place = r ? load_index(kept.places + slot) : VecI{};
       V sum{};
       for (int k = 0; k < count.value; ++k) {
-        V v = load(x + (r + k) * stride + i, lanes);
+        const T* from = x + (r + k) * stride + i;
+        __builtin_prefetch(from + count.value * stride);
+        V v = load(from, lanes);
         if constexpr (kGate) {
           v = v * gate[r + k];
         }

@@ -5,6 +5,7 @@
 
 #include "../cbam.h"
 #include "../common/tensor.h"
+#include "stream.h"
 
 namespace ran::cpu {
 
@@ -27,6 +28,7 @@ void share(int64_t samples, int64_t per_sample, int64_t elements, F&& f) {
           f(sample, first, last);
           begin += last - first;
         }
+        fence();  // some kernels stream their results
       });
 }
 

@@ -52,7 +52,9 @@ RAN_INLINE void pool_some_rows(
     const V factor = load(gate + i, lanes);
     const VecI position = iota() + static_cast<int32_t>(i);
     for (int r = 0; r < kRows; ++r) {
-      const V v = load(x + r * channels + i, lanes) * factor;
+      const T* from = x + r * channels + i;
+      __builtin_prefetch(from + kRows * channels);
+      const V v = load(from, lanes) * factor;
       const V candidate = fresh(v, lowest, lanes);
       const auto higher = candidate > tops[r];
       sums[r] += fresh(v, V{}, lanes);

@@ -76,6 +76,9 @@ RAN_SIMD void forward(
   // and the next target row finds those that it shares.
   std::vector<A> stretched(2 * stride);
   int64_t held[2] = {-1, -1};
+  T* out = static_cast<T*>(a.out);
+  const int64_t moved = s.n * s.channels * (s.h * s.w + (a.skip ? 2 : 1) * s.height * s.width);
+  const bool streamed = length % kLanes == 0 && streams(out, length, moved);
   int64_t y = begin % s.height;
   int64_t source = begin / s.height * s.h;  // the image's first source row
   for (int64_t row = begin; row < end; ++row) {
@@ -94,14 +97,16 @@ RAN_SIMD void forward(
         stride,
         terms,
         a.skip ? static_cast<const T*>(a.skip) + row * length : nullptr,
-        static_cast<T*>(a.out) + row * length,
+        out + row * length,
         length,
-        (end - row - 1) * length >= kLanes ? RowEnd::kRunsOver : RowEnd::kExact);
+        (end - row - 1) * length >= kLanes ? RowEnd::kRunsOver : RowEnd::kExact,
+        streamed);
     if (++y == s.height) {
       y = 0;
       source += s.h;
     }
   }
+  fence();
 }
 
 template <typename T>

@@ -1,6 +1,7 @@
 // The vector loops of upsample. They are inlined into kernels that choose the instruction set.
 #pragma once
 
+#include "stream.h"
 #include "upsample_taps.h"
 
 namespace ran::cpu {
@@ -12,7 +13,7 @@ enum class RowEnd {
 };
 
 // to[j] = sum over k of terms[k].weight * rows[terms[k].index * stride + j], plus before[j] where
-// `before` is given. `before` may be the same memory as `to`.
+// `before` is given. `before` may be the same memory as `to`. Only rows of whole vectors are streamed.
 template <int K, typename From, typename Before, typename To>
 RAN_INLINE void combine_fixed(
     const From* rows,
@@ -21,7 +22,8 @@ RAN_INLINE void combine_fixed(
     const Before* before,
     To* to,
     int64_t length,
-    RowEnd row_end) {
+    RowEnd row_end,
+    bool streamed = false) {
   using V = vec_t<From>;
   const From* row[K + 1];
   accumulate_t<From> weight[K + 1];
@@ -38,7 +40,7 @@ RAN_INLINE void combine_fixed(
   };
   if (row_end == RowEnd::kRunsOver) {
     for (int64_t j = 0; j < length; j += kLanes) {
-      store(to + j, at(j));
+      put(to + j, at(j), Full{}, streamed);
     }
   } else if (length < kLanes) {
     V sum{};
@@ -50,9 +52,9 @@ RAN_INLINE void combine_fixed(
     // The last vector overlaps the one before it, so it is computed while `before` is untouched.
     const V last = at(length - kLanes);
     for (int64_t j = 0; j + kLanes <= length; j += kLanes) {
-      store(to + j, at(j));
+      put(to + j, at(j), Full{}, streamed);
     }
-    store(to + length - kLanes, last);
+    put(to + length - kLanes, last, Full{}, streamed);
   }
 }
 

@@ -1,12 +1,31 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands take, and what a shell completes them to."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+def _devices(incomplete: str) -> list[str]:
+    return [name for name in ("auto", "cpu", "cuda", "cuda:0") if name.startswith(incomplete)]
+
+
+def _data(incomplete: str) -> list[str]:
+    kinds = ("digits", "cifar10:", "cifar100:", "folder:", "imagenet:")
+    return [kind for kind in kinds if kind.startswith(incomplete)]
+
+
 Checkpoint = Annotated[
     Path, typer.Argument(help="Folder of a training, its model.safetensors, or a .ckpt file.")
 ]
-Images = Annotated[list[Path], typer.Argument(help="Image files.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=_devices)]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Whose test images: digits, folder:PATH, cifar10:PATH, …", autocompletion=_data
+    ),
+]
+BatchSize = Annotated[int, typer.Option(help="Images computed at once.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is there under the names to write.")
+]

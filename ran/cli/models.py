@@ -12,7 +12,10 @@ from ..errors import UserError
 def models(
     pattern: Annotated[str, typer.Argument(help="Names to print, such as 'cbam_*'.")] = "*",
 ) -> None:
-    """Print the networks: size, cost, and the error their authors published."""
+    """Print the networks: size, cost, and the error their authors published.
+
+    Example: ran models "cbam_*"
+    """
     from fnmatch import fnmatch
 
     from ..catalogue import catalogue

@@ -1,27 +1,97 @@
 """``ran predict``."""
 
-from typing import Annotated
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .arguments import Checkpoint, Device, Images
+from ..errors import UserError
+from .arguments import BatchSize, Checkpoint, Device, Overwrite
+
+if TYPE_CHECKING:
+    from ..prediction import Prediction
 
 
 def predict(
     checkpoint: Checkpoint,
-    images: Images,
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE|FOLDER",
+            help="Image files, and folders with image files at any depth.",
+        ),
+    ],
     topk: Annotated[int, typer.Option(help="Classes to print for each image.")] = 5,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: a list with an object for each image.")
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV: image, rank, class, probability.")
+    ] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write a picture of each image's attention masks there."),
+    ] = None,
+    overwrite: Overwrite = False,
+    batch_size: BatchSize = 64,
     device: Device = "auto",
 ) -> None:
-    """Print the most probable classes of images. Example: ran predict runs/demo digit.png"""
+    """Print the most probable classes of images.
+
+    Example: ran predict runs/demo photos/ digit.png --topk 3 --csv
+    """
+    if as_json and as_csv:
+        raise UserError("--csv: expected one of --json and --csv, got both")
+    from ..files import stopping_cleanly
     from ..prediction import predict as predict_images
 
+    with stopping_cleanly():
+        predictions = predict_images(
+            checkpoint,
+            images,
+            topk=topk,
+            masks=masks,
+            overwrite=overwrite,
+            device=device,
+            batch_size=batch_size,
+        )
+    write = _write_json if as_json else _write_csv if as_csv else _print_table
+    write(predictions)
+
+
+def _write_json(predictions: "Sequence[Prediction]") -> None:
+    content = [
+        {
+            "image": str(prediction.path),
+            "classes": [
+                {"class": name, "probability": probability}
+                for name, probability in prediction.classes
+            ],
+        }
+        for prediction in predictions
+    ]
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _write_csv(predictions: "Sequence[Prediction]") -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("image", "rank", "class", "probability"))
+    for prediction in predictions:
+        for rank, (name, probability) in enumerate(prediction.classes, start=1):
+            writer.writerow((prediction.path, rank, name, f"{probability:.6f}"))
+
+
+def _print_table(predictions: "Sequence[Prediction]") -> None:
     table = Table("image", "class", "probability")
-    for prediction in predict_images(checkpoint, images, topk=topk, device=device):
+    for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes):
             last = rank == len(prediction.classes) - 1
             path = str(prediction.path) if rank == 0 else ""
             table.add_row(path, name, f"{probability:.2%}", end_section=last)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

@@ -198,8 +198,36 @@ def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dic
         "build": f"launch {launch}, sm_{architecture}, {dtype}",
         "ptx": f".target sm_{architecture}" in built.asm["ptx"],
         "cubin": len(built.asm["cubin"]),
+        "narrow": narrow_offsets(built.asm["ttir"]),
         **_resources(built.asm["cubin"]),
     }
+
+
+def narrow_offsets(ir: str) -> list[str]:
+    """Instructions of Triton's IR that compute an offset in 32 bits where it may not fit.
+
+    Those are products and offsets of pointers in 32 bits that depend on which program this is or
+    which round of a loop: these two count up over the whole tensor.
+    """
+    counting: set[str] = set()
+    narrow = []
+    for line in ir.splitlines():
+        if loop := re.search(r"scf\.for (%\w+) =", line):
+            counting.add(loop[1])
+        instruction = re.match(r"\s*(%\w+) = ([\w.]+) (.*?)(?: loc\(.*)?$", line)
+        if not instruction:
+            continue
+        result, name, rest = instruction.groups()
+        operands, _, types = rest.partition(" : ")
+        depends = any(operand in counting for operand in re.findall(r"%\w+", operands))
+        is_narrow = "i32" in re.sub(r"!tt\.ptr<i32>", "", types)
+        if name == "tt.get_program_id":
+            counting.add(result)
+        elif depends and is_narrow and name in ("arith.muli", "tt.addptr"):
+            narrow.append(line.strip())
+        if depends and name not in ("arith.extsi", "arith.extui", "tt.load"):
+            counting.add(result)
+    return narrow
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

@@ -10,18 +10,33 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
-from .compile_triton import ARCHITECTURES, DTYPES, launches
+from tests.regression import measure
+from tests.regression.test_cost import check
+
+from .compile_triton import ARCHITECTURES, DTYPES, launches, narrow_offsets
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `compile_triton` prints, compiled anew."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    """What `compile_triton` prints, compiled anew, once for all processes that test."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "triton.lock"):
+        result = folder / "triton.json"
+        if not result.is_file():
+            result.write_text(_compile(folder / "triton-cache"))
+    return json.loads(result.read_text())
+
+
+def _compile(cache: Path) -> str:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_triton"],
@@ -31,7 +46,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return run.stdout
 
 
 def test_every_kernel_is_compiled_and_no_other_is_listed(compiled: dict[str, Any]) -> None:
@@ -44,6 +59,16 @@ def test_every_build_has_its_code(compiled: dict[str, Any]) -> None:
     for build in compiled["builds"]:
         assert build["ptx"], build
         assert build["cubin"] > 0, build
+
+
+def test_offsets_are_multiplied_in_64_bits(compiled: dict[str, Any]) -> None:
+    assert [line for build in compiled["builds"] for line in build["narrow"]] == []
+    short = "%p = tt.get_program_id x : i32 loc(#a)\n%q = arith.muli %p, %c : i32 loc(#b)"
+    assert narrow_offsets(short) == ["%q = arith.muli %p, %c : i32 loc(#b)"]
+
+
+def test_resources_are_the_baselines(compiled: dict[str, Any]) -> None:
+    check(measure.triton_resources(compiled["builds"]), measure.read_baseline("triton"))
 
 
 def test_no_build_spills(compiled: dict[str, Any]) -> None:

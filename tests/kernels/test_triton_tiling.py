@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import Tensor
+
+pytest.importorskip("hypothesis")  # `make gpu` runs where nothing can be installed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from .cbam_cases import NATIVE_LAYOUTS
 from .harness import DTYPES

@@ -24,8 +24,6 @@ COUNTS = {
     "cbam_resnext50_32x4d": (27_561_496, 3.774, 4.237),
     "cbam_resnext101_32x4d": (48_958_716, 7.519, 7.981),
 }
-#: The others have more blocks of the same kinds.
-SHALLOW = [name for name in COUNTS if "101" not in name]
 BOTTLENECK = {"block": "bottleneck", "layers": (1, 1, 2, 1), "channels": (16, 16, 16, 16)}
 #: A small network of each kind of block.
 PLANS: dict[str, dict[str, Any]] = {
@@ -130,7 +128,7 @@ def test_grouped_convolutions() -> None:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-@pytest.mark.parametrize("size", [(224, 224), (193, 225), (32, 32)])
+@pytest.mark.parametrize("size", [(224, 224), (320, 320), (448, 448), (193, 225), (32, 32)])
 def test_sizes(name: str, size: tuple[int, int]) -> None:
     with torch.device("meta"):
         model = ran.create_model(name, num_classes=7, layers=(1, 1, 1, 1)).eval()
@@ -150,14 +148,6 @@ def test_the_smallest_size() -> None:
 def test_every_parameter_gets_a_gradient(plan: dict[str, Any]) -> None:
     found = gradients(small(plan), torch.randn(4, 3, 40, 40))
     assert [name for name, gradient in found.items() if not gradient.any()] == []
-
-
-@pytest.mark.parametrize("name", SHALLOW)
-def test_every_parameter_is_used(name: str) -> None:
-    with torch.device("meta"):
-        model = ran.create_model(name)
-        model(torch.empty(2, 3, 64, 64)).sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_initialisation_leaves_cbam_its_own_start() -> None:
@@ -203,14 +193,6 @@ def test_state_dict_round_trip() -> None:
     assert relative(other(x), model(x)) > 0.1
     assert str(other.load_state_dict(model.state_dict())) == "<All keys matched successfully>"
     assert torch.equal(other(x), model(x))
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_state_dicts_of_every_network_fit(name: str) -> None:
-    with torch.device("meta"):
-        model, other = ran.create_model(name), ran.create_model(name)
-    other.load_state_dict(model.state_dict(), assign=True)
-    assert all(tensor.is_meta for tensor in other.state_dict().values())
 
 
 @pytest.mark.parametrize(

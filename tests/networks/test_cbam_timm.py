@@ -118,8 +118,7 @@ def test_checkpointing_at_least_halves_what_is_stored(plan: dict[str, Any]) -> N
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     x = torch.randn(4, 3, 64, 64)
-    stem = stored(nn.Sequential(plain.conv1, plain.bn1, plain.act1, plain.maxpool), x)
-    assert stored(saving, x) - stem < (stored(plain, x) - stem) / 2
+    assert stored(saving, x) < stored(plain, x) / 2
 
 
 @pytest.mark.parametrize(("kind", "checkpointing"), [("basic", False), ("grouped", True)])

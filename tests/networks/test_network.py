@@ -28,7 +28,7 @@ def test_every_network_takes_its_own_input(name: str) -> None:
 def test_imagenet_networks_take_other_sizes(name: str) -> None:
     with torch.device("meta"):
         model = build(name, num_classes=7).eval()
-        for size in ((193, 225), (320, 320), (64, 150)):
+        for size in ((193, 225), (320, 320), (448, 448), (64, 150)):
             assert model(torch.empty(1, 3, *size)).shape == (1, 7)
 
 
@@ -75,14 +75,6 @@ def test_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
     model = randomise(small(**options))
     dead = [name for name, g in gradients(model, torch.randn(4, 3, 32, 32)).items() if not g.any()]
     assert dead == []
-
-
-@pytest.mark.parametrize("name", ["attention92", "attentionnext92"])
-def test_every_parameter_of_the_large_networks_is_used(name: str) -> None:
-    with torch.device("meta"):
-        model = build(name)
-        model(torch.empty(2, 3, 64, 64)).sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_options_shape_the_network() -> None:

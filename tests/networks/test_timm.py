@@ -30,26 +30,15 @@ def test_pretrained_is_refused() -> None:
         timm.create_model("attention56", pretrained=True)
 
 
-@pytest.mark.parametrize("name", ["attention56", "attention92_cifar_wide", "attention92_448"])
-def test_pretrained_cfg_tells_the_input(name: str) -> None:
+@pytest.mark.parametrize("name", ["attention56", "attention92_cifar_wide"])
+def test_timm_finds_what_to_do_to_an_image(name: str) -> None:
     with torch.device("meta"):
         model = build(name)
     cfg = model.pretrained_cfg
-    assert cfg["architecture"] == name
-    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
-    assert model.get_submodule(cfg["first_conv"]) is next(
-        module for module in model.modules() if isinstance(module, nn.Conv2d)
-    )
-    assert cfg["num_classes"] == model.get_classifier().out_features
-    size = {"attention56": 224, "attention92_cifar_wide": 32, "attention92_448": 448}[name]
-    assert cfg["input_size"] == (3, size, size)
     assert cfg["min_input_size"] == (3, model.minimum_size, model.minimum_size)
-    cifar = "cifar" in name
-    assert cfg["mean"] == ((0.4914, 0.4822, 0.4465) if cifar else (0.485, 0.456, 0.406))
-    assert cfg["std"] == ((0.2470, 0.2435, 0.2616) if cifar else (0.229, 0.224, 0.225))
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == cfg["input_size"]
-    assert config["mean"] == cfg["mean"]
+    assert (config["mean"], config["std"]) == (cfg["mean"], cfg["std"])
 
 
 def test_features_and_head_make_the_forward() -> None:

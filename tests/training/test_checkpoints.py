@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ran.checkpoints import NetworkCard, from_pretrained, save_pretrained
+from ran.checkpoints import NetworkCard, load_network, save_network
 from ran.data import Preprocessing
 from ran.errors import UserError
 from ran.files import replacing
@@ -25,7 +25,7 @@ CARD = NetworkCard(
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save_pretrained(CARD.build(), CARD, tmp_path)
+    save_network(CARD.build(), CARD, tmp_path)
     return tmp_path
 
 
@@ -35,8 +35,8 @@ def test_a_saved_network_comes_back_with_equal_outputs(tmp_path: Path, given: st
     images = torch.randn(4, 3, 16, 16)
     network(images)  # moves the running statistics off their first values
     network.eval()
-    save_pretrained(network, CARD, tmp_path)
-    loaded, card = from_pretrained(tmp_path / given)
+    save_network(network, CARD, tmp_path)
+    loaded, card = load_network(tmp_path / given)
     assert card == CARD
     assert not loaded.training
     torch.testing.assert_close(loaded(images), network(images), rtol=0, atol=0)
@@ -44,8 +44,8 @@ def test_a_saved_network_comes_back_with_equal_outputs(tmp_path: Path, given: st
 
 def test_weights_with_channels_last_are_saved_too(tmp_path: Path) -> None:
     network = CARD.build().to(memory_format=torch.channels_last)
-    save_pretrained(network, CARD, tmp_path)
-    loaded, _ = from_pretrained(tmp_path)
+    save_network(network, CARD, tmp_path)
+    loaded, _ = load_network(tmp_path)
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
 
@@ -61,18 +61,18 @@ def test_the_json_says_how_to_rebuild_the_network(saved: Path) -> None:
 
 def test_best_and_last_checkpoints_load(trained: TrainingResult) -> None:
     images = torch.randn(2, 1, 16, 16)
-    best, card = from_pretrained(trained.folder / "best.ckpt")
-    weights, same_card = from_pretrained(trained.folder)
+    best, card = load_network(trained.folder / "best.ckpt")
+    weights, same_card = load_network(trained.folder)
     assert card == same_card
     torch.testing.assert_close(best(images), weights(images), rtol=0, atol=0)
-    last, _ = from_pretrained(trained.folder / "last.ckpt")
+    last, _ = load_network(trained.folder / "last.ckpt")
     assert last(images).shape == (2, 10)
 
 
 def refused(path: Path) -> str:
     """The one line with which ``path`` is refused."""
     with pytest.raises(UserError) as caught:
-        from_pretrained(path)
+        load_network(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -7,18 +7,19 @@ from PIL import Image
 from torch import nn
 
 from ran import masks
-from ran.checkpoints import NetworkCard, from_pretrained
+from ran.checkpoints import NetworkCard, load_network
 from ran.data import load_data
 from ran.errors import UserError
-from ran.masks import draw_masks, draw_test_masks, mean_masks
-from ran.plots import plot_curves, plot_masks
+from ran.mask_grid import save_grid
+from ran.masks import draw_test_masks, mean_masks, plot_masks
+from ran.plots import plot_curves
 from ran.training import TrainingResult
 
 from .helpers import random_image
 
 
 def test_mean_masks_average_the_networks_masks_over_channels(trained: TrainingResult) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     images, _ = load_data("digits", 16).test.__getitems__(range(3))
     found = mean_masks(network, card.preprocessing, images)
     whole = network.attention_masks(card.preprocessing.normalize(images))  # type: ignore[operator]
@@ -32,7 +33,7 @@ def test_drawn_masks_show_the_image_in_gray_and_the_masks_in_colour(tmp_path: Pa
     path = tmp_path / "masks.png"
     images = torch.full((2, 1, 8, 8), 128, dtype=torch.uint8)
     rising = torch.linspace(0, 1, 4).expand(2, 4, 4)
-    plot_masks(path, images, ["a", "b"], {"one": rising, "two": rising.flip(2)}, title="test")
+    save_grid(path, images, ["a", "b"], {"one": rising, "two": rising.flip(2)}, title="test")
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     red = (pixels[..., 0] - pixels[..., 2]) > 60
     blue = (pixels[..., 2] - pixels[..., 0]) > 60
@@ -50,17 +51,17 @@ def test_masks_of_image_files(trained: TrainingResult, tmp_path: Path) -> None:
     random_image((40, 30), 0).save(image)
     for suffix in ("png", "pdf"):
         output = tmp_path / f"masks.{suffix}"
-        draw_masks(trained.folder, [image, image], output)
+        plot_masks(trained.folder, [image, image], output)
         assert output.stat().st_size > 5000
 
 
 def test_test_masks_show_one_image_of_each_of_the_first_classes(
     trained: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     drawn: dict[str, list[str]] = {}
     monkeypatch.setattr(
-        masks, "plot_masks", lambda path, images, captions, found, title: drawn.update(c=captions)
+        masks, "save_grid", lambda path, images, captions, found, title: drawn.update(c=captions)
     )
     draw_test_masks(network, card, load_data("digits", 16), tmp_path / "masks.png")
     assert [caption.splitlines()[0] for caption in drawn["c"]] == [f"true {n}" for n in range(6)]
@@ -70,12 +71,12 @@ def test_test_masks_show_one_image_of_each_of_the_first_classes(
 def test_a_network_without_attention_gets_no_picture(
     trained: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, card = from_pretrained(trained.folder)
+    _, card = load_network(trained.folder)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
     draw_test_masks(plain, card, load_data("digits", 16), tmp_path / "masks.png")
-    monkeypatch.setattr(masks, "from_pretrained", lambda path: (plain, card))
+    monkeypatch.setattr(masks, "load_network", lambda path: (plain, card))
     with pytest.raises(UserError, match="expected a network with masks"):
-        draw_masks(tmp_path, ["x.png"], tmp_path / "masks.png")
+        plot_masks(tmp_path, ["x.png"], tmp_path / "masks.png")
     assert list(tmp_path.iterdir()) == []
     assert isinstance(card, NetworkCard)
 
@@ -92,7 +93,7 @@ def test_bad_outputs_are_named_and_nothing_is_written(
         (tmp_path / "masks.docx", "cannot write the picture"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
-            draw_masks(trained.folder, [image], output)
+            plot_masks(trained.folder, [image], output)
         assert str(output) in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
     assert image.read_bytes() == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ran.checkpoints import from_pretrained
+from ran.checkpoints import load_network
 from ran.data import load_data
 from ran.errors import UserError
 from ran.prediction import class_probabilities, predict
@@ -25,7 +25,7 @@ def digit_files(tmp_path: Path) -> list[Path]:
 def test_files_are_classified_as_in_training(
     trained: TrainingResult, digit_files: list[Path]
 ) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     images, _ = load_data("digits", 16).test.__getitems__(range(5))
     with torch.no_grad():
         expected = network(card.preprocessing.normalize(images)).softmax(1)
@@ -39,7 +39,7 @@ def test_files_are_classified_as_in_training(
 
 
 def test_probabilities_add_up_to_one(trained: TrainingResult) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     images, _ = load_data("digits", 16).test.__getitems__(range(7))
     probabilities = class_probabilities(network, card.preprocessing, images)
     assert probabilities.shape == (7, 10)
@@ -58,5 +58,5 @@ def test_bad_arguments_are_named(trained: TrainingResult, digit_files: list[Path
         predict(trained.folder, digit_files, topk=0)
     with pytest.raises(UserError, match="device: expected"):
         predict(trained.folder, digit_files, device="gpu")
-    with pytest.raises(UserError, match="found a folder"):
-        predict(trained.folder, [trained.folder])
+    with pytest.raises(UserError, match="at least one image"):
+        predict(trained.folder, [])

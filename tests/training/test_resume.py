@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import ran
 import ran.training
-from ran.checkpoints import from_pretrained
+from ran.checkpoints import load_network
 from ran.errors import UserError
 from ran.saving import CheckpointFiles, find_checkpoint
 from ran.training import TrainingResult, train
@@ -156,7 +156,7 @@ def test_a_signal_saves_the_step_and_stops_with_its_code(
     assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == stop.step
-    from_pretrained(tmp_path / "run" / "last.ckpt")
+    load_network(tmp_path / "run" / "last.ckpt")
     assert_same_end(ran.train(**settings, resume=True), never_killed)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import ran.data.folder
 from ran import runs
 from ran.callbacks import COLUMNS
-from ran.checkpoints import from_pretrained
+from ran.checkpoints import load_network
 from ran.data import load_data
 from ran.errors import UserError
 from ran.files import read_json
@@ -50,7 +50,7 @@ def test_metrics_csv_has_a_row_for_each_epoch(trained: TrainingResult) -> None:
 
 
 def test_the_saved_weights_are_the_best_epochs(trained: TrainingResult) -> None:
-    network, card = from_pretrained(trained.folder)
+    network, card = load_network(trained.folder)
     data = load_data("digits", 16)
     right = 0
     for images, labels in data.test_loader(64):
@@ -65,7 +65,7 @@ def test_run_json_says_what_was_asked_for_and_what_came(trained: TrainingResult)
     assert run["settings"]["model"] == "attention56_cifar_pool"
     assert run["settings"]["epochs"] == 5
     assert run["results"]["last"] == trained.last
-    network, _ = from_pretrained(trained.folder)
+    network, _ = load_network(trained.folder)
     assert run["results"]["parameters"] == sum(p.numel() for p in network.parameters())
 
 
@@ -150,7 +150,7 @@ def test_training_on_a_folder_of_images(tmp_path: Path, augmentation: str) -> No
         augmentation=augmentation,
     )
     result = train(settings)
-    network, card = from_pretrained(result.folder)
+    network, card = load_network(result.folder)
     assert card.class_names == ("cat", "dog")
     assert network(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
 
@@ -187,7 +187,7 @@ def test_an_image_damaged_during_training_is_named_and_no_folder_is_left(
 @pytest.mark.usefixtures("few_digits")
 def test_bfloat16_trains_on_the_cpu(tmp_path: Path) -> None:
     result = train(tiny_settings(tmp_path / "run", epochs=1, precision="bf16-mixed"))
-    network, _ = from_pretrained(result.folder)
+    network, _ = load_network(result.folder)
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 

@@ -1,0 +1,101 @@
+"""Pictures of the kernel measurements in bench/results, drawn by ``make tables``.
+
+For a file NAME.json of kernels: NAME-ratios.png, ours against eager PyTorch and torch.compile, and
+NAME-traffic.png, every operator's time over the bytes it must move, beside a copy's.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from bench.kernels.figures import row
+
+RIVALS = {"eager": "to_eager", "torch.compile": "to_compile"}
+
+
+def ratios(content: dict[str, Any]) -> Figure:
+    """Bars of time over the rivals' time: an operator and layout each, the median of its shapes."""
+    results = content["results"]
+    directions = [d for d in ("forward", "forward+backward") if any(_is(r, d) for r in results)]
+    figure, axes = plt.subplots(
+        1, len(directions), figsize=(6 * len(directions), 6), sharey=False, squeeze=False
+    )
+    for axis, direction in zip(axes[0], directions, strict=True):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for result in results:
+            if _is(result, direction):
+                groups.setdefault(f"{result['op']}, {result['layout']}", []).append(row(result))
+        height = 0.8 / len(RIVALS)
+        for number, (rival, key) in enumerate(RIVALS.items()):
+            places = [index + number * height for index in range(len(groups))]
+            widths = [statistics.median(figures[key] for figures in g) for g in groups.values()]
+            axis.barh(places, widths, height, label=f"÷ {rival}")
+        axis.set_yticks([i + height / 2 for i in range(len(groups))], list(groups), fontsize=8)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.invert_yaxis()
+        axis.set_title(direction)
+        axis.set_xlabel("our time ÷ theirs, median over shapes")
+        axis.legend()
+    figure.suptitle(_title(content["machine"]))
+    figure.tight_layout()
+    return figure
+
+
+def traffic(content: dict[str, Any]) -> Figure:
+    """Milliseconds over the megabytes that an operator must move at least, a point a result."""
+    figure, axis = plt.subplots(figsize=(8, 6))
+    groups: dict[str, list[tuple[float, float]]] = {}
+    copies: list[tuple[float, float]] = []
+    for result in content["results"]:
+        moved = result["floor_traffic"] * result["bytes"] / 1e6
+        groups.setdefault(result["op"], []).append((moved, row(result)["ms"]))
+        copy = statistics.median(result["samples"]["copy"]) * 1e3
+        copies.append((2 * result["bytes"] / 1e6, copy))
+    for (name, points), marker in zip(groups.items(), "osv^D<>pP*Xh" * 2, strict=False):
+        megabytes, milliseconds = zip(*points, strict=True)
+        axis.scatter(megabytes, milliseconds, s=22, marker=marker, label=name)
+    # The line of the largest tensors, where a call's own cost does not count.
+    bandwidth = max(moved / ms for moved, ms in sorted(copies)[-max(1, len(copies) // 4) :])
+    ends = (min(m for m, _ in copies), max(m for p in groups.values() for m, _ in p))
+    axis.plot(
+        ends, [m / bandwidth for m in ends], color="black", label=f"copy, {bandwidth:.0f} GB/s"
+    )
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("")
+    axis.set_xlabel("least traffic of the operator, MB")
+    axis.set_ylabel("time, ms")
+    axis.set_title(_title(content["machine"]))
+    axis.grid(True, which="both", alpha=0.25)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def draw(content: dict[str, Any], name: str, folder: Path) -> list[Path]:
+    """Writes the pictures of one file of kernel results, and returns their paths."""
+    written = []
+    for suffix, picture in (("ratios", ratios), ("traffic", traffic)):
+        figure = picture(content)
+        path = folder / f"{name}-{suffix}.png"
+        # Without the date that Matplotlib adds: the same results give the same file.
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+        written.append(path)
+    return written
+
+
+def _is(result: dict[str, Any], direction: str) -> bool:
+    return result["direction"] == direction
+
+
+def _title(machine: dict[str, Any]) -> str:
+    return f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}"

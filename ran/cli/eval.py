@@ -1,0 +1,94 @@
+"""``ran eval``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Data,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels of what the network sees; as trained if not given."),
+    ] = None,
+    tta: Annotated[
+        str, typer.Option(help="none, or flip: the mean of an image and its mirror image.")
+    ] = "none",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    confusion: Annotated[
+        Path, typer.Option(help="Picture of the confusion matrix to write.")
+    ] = Path("confusion.png"),
+    picture: Annotated[
+        bool, typer.Option("--picture/--no-picture", help="Whether to write that picture.")
+    ] = True,
+    overwrite: Overwrite = False,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+) -> None:
+    """Count how many test images a network classifies right.
+
+    Prints top-1 and top-5 accuracy, a table of all classes and images/s, and draws the confusion
+    matrix.
+
+    Example: ran eval runs/demo --data digits --confusion runs/confusion.png
+    """
+    from ..evaluation import evaluate as run_evaluation
+    from ..files import stopping_cleanly
+
+    with stopping_cleanly():
+        evaluation = run_evaluation(
+            checkpoint,
+            data,
+            image_size=size,
+            tta=tta,
+            confusion=confusion if picture else None,
+            overwrite=overwrite,
+            device=device,
+            batch_size=batch_size,
+            progress=True,
+        )
+    if as_json:
+        typer.echo(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False))
+        return
+    _print(evaluation)
+    if picture:
+        typer.echo(f"Written: {confusion}")
+
+
+def _print(evaluation: "Evaluation") -> None:
+    console = Console(markup=False, emoji=False)
+    table = Table("class", "images", "right", "precision", "most often taken for")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for score in evaluation.classes():
+        table.add_row(
+            score.name,
+            f"{score.images:,}",
+            _share(score.accuracy),
+            _share(score.precision),
+            score.confused_with or "",
+        )
+    console.print(table)
+    tta = "" if evaluation.tta == "none" else f", with {evaluation.tta}"
+    lines = (
+        f"{evaluation.model} on {evaluation.data} at {evaluation.image_size}×"
+        f"{evaluation.image_size}{tta}: {evaluation.images:,} images",
+        f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}",
+        f"{evaluation.images_per_second:,.0f} images/s with reading, {evaluation.seconds:.1f} s",
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"

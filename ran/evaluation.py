@@ -1,0 +1,293 @@
+"""How good a network is on a data set: what ``ran eval`` does."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from .checkpoints import NetworkCard, load_network
+from .data import Batch, ImageData, load_data
+from .devices import choose_device
+from .errors import UserError
+from .files import require_writable
+from .plots import plot_confusion
+from .prediction import class_probabilities
+
+#: Test-time augmentations: the mean of the probabilities of an image and of its changed copies.
+AUGMENTATIONS = ("none", "flip")
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class in an evaluation; shares are 0 to 1, None where nothing was counted.
+
+    Attributes:
+        name: of the class.
+        images: of this class in the data.
+        accuracy: share of them that were classified right (recall).
+        precision: share right of the images that were classified as this class.
+        confused_with: the wrong class they were most often given, None where all were right.
+    """
+
+    name: str
+    images: int
+    accuracy: float | None
+    precision: float | None
+    confused_with: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network got right on the test images of a data set.
+
+    Attributes:
+        checkpoint, model, data: what was evaluated on what.
+        image_size: side in pixels of what the network saw.
+        tta: the test-time augmentation, a name of ``AUGMENTATIONS``.
+        class_names: by class number.
+        confusion: (classes, classes) counts, the true class by row, the predicted one by column.
+        top1, top5: share of images, 0 to 1, whose class was the most probable, or among the five
+            most probable.
+        seconds: from the first image's reading to the last one's count.
+    """
+
+    checkpoint: str
+    model: str
+    data: str
+    image_size: int
+    tta: str
+    class_names: tuple[str, ...]
+    confusion: np.ndarray
+    top1: float
+    top5: float
+    seconds: float
+
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def images_per_second(self) -> float:
+        """With reading and preparing the images, which may take longer than the network."""
+        return self.images / self.seconds
+
+    def classes(self) -> list[ClassScore]:
+        """By class number."""
+        right = self.confusion.diagonal()
+        wrong = self.confusion - np.diag(right)
+        images, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        return [
+            ClassScore(
+                name=name,
+                images=int(images[k]),
+                accuracy=float(right[k] / images[k]) if images[k] else None,
+                precision=float(right[k] / predicted[k]) if predicted[k] else None,
+                confused_with=self.class_names[wrong[k].argmax()] if wrong[k].any() else None,
+            )
+            for k, name in enumerate(self.class_names)
+        ]
+
+    def confusions(self) -> list[tuple[str, str, int]]:
+        """True class, predicted class and count of each pair that occurred, most frequent first."""
+        wrong = self.confusion - np.diag(self.confusion.diagonal())
+        pairs = [(int(wrong[pair]), *pair) for pair in zip(*np.nonzero(wrong), strict=True)]
+        pairs.sort(key=lambda pair: (-pair[0], *pair[1:]))
+        return [
+            (self.class_names[true], self.class_names[predicted], count)
+            for count, true, predicted in pairs
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint,
+            "model": self.model,
+            "data": self.data,
+            "image_size": self.image_size,
+            "tta": self.tta,
+            "images": self.images,
+            "top1": self.top1,
+            "top5": self.top5,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "classes": [vars(score) for score in self.classes()],
+            "confusions": [
+                {"true": true, "predicted": predicted, "count": count}
+                for true, predicted, count in self.confusions()
+            ],
+        }
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | ImageData,
+    *,
+    image_size: int | None = None,
+    tta: str = "none",
+    confusion: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Evaluation:
+    """Classifies the test images of a data set and counts what is right.
+
+    Args:
+        checkpoint: as for ``ran.checkpoints.load_network``.
+        data: a name that ``ran.data.load_data`` takes, or what it gave. Its classes are some or
+            all of the network's, by name.
+        image_size: side in pixels of what the network sees; that of its training if None.
+        tta: "none", or "flip" for the mean of the probabilities of an image and its mirror image.
+        confusion: picture of the confusion matrix to write; its suffix says the format.
+        overwrite: replace that picture if it is there.
+        device: as for ``ran.devices.choose_device``.
+        batch_size: images computed at once.
+        progress: draw a bar on a terminal's standard error.
+
+    Raises:
+        UserError: an argument is out of its range, the data are missing, damaged or of other
+            classes or channels, or the picture cannot be written.
+    """
+    if tta not in AUGMENTATIONS:
+        raise UserError(f"tta: expected one of {', '.join(AUGMENTATIONS)}, got {tta!r}")
+    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected a positive integer, got {value}")
+    if confusion is not None:
+        require_writable(Path(confusion), overwrite=overwrite)
+    chosen = choose_device(device)
+    network, card = load_network(checkpoint)
+    size = card.preprocessing.image_size if image_size is None else image_size
+    least: int = getattr(network, "minimum_size", 1)
+    if size < least:
+        raise UserError(f"image size {size}: expected at least {least} for {card.model}")
+    loaded = load_data(data, size) if isinstance(data, str) else data
+    if image_size not in (None, loaded.preprocessing.image_size):
+        raise UserError(
+            f"image size {image_size}: expected that of the data's images, "
+            f"{loaded.preprocessing.image_size}"
+        )
+    numbers = _class_numbers(loaded, card)
+    _require_channels(loaded, card)
+    network.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    result = _count(
+        network,
+        card,
+        track(
+            loaded.test_loader(batch_size),
+            f"{card.model} on {loaded.name}",
+            console=Console(stderr=True),
+            disable=not progress or not Console(stderr=True).is_terminal,
+            transient=True,
+        ),
+        numbers,
+        chosen,
+        mirrored=tta == "flip",
+    )
+    evaluation = Evaluation(
+        checkpoint=str(checkpoint),
+        model=card.model,
+        data=loaded.name,
+        image_size=loaded.preprocessing.image_size,
+        tta=tta,
+        class_names=card.class_names,
+        **result,
+    )
+    if confusion is not None:
+        draw_confusion(evaluation, Path(confusion))
+    return evaluation
+
+
+def draw_confusion(evaluation: Evaluation, path: Path) -> None:
+    """Writes the picture of the confusion matrix, in place of one that is there.
+
+    Classes without images and that no image was taken for are left out.
+    """
+    matrix = evaluation.confusion
+    there = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
+    plot_confusion(
+        path,
+        matrix[np.ix_(there, there)],
+        [evaluation.class_names[number] for number in there],
+        evaluation.confusions(),
+        title=f"{evaluation.model} on {evaluation.data}: {evaluation.top1:.2%} of "
+        f"{evaluation.images:,} images right",
+    )
+
+
+def _class_numbers(data: ImageData, card: NetworkCard) -> Tensor:
+    """The network's class number for each of the data's."""
+    ours = {name: number for number, name in enumerate(card.class_names)}
+    unknown = [name for name in data.class_names if name not in ours]
+    if unknown:
+        raise UserError(
+            f"{data.name}: expected classes of the network ({_some(card.class_names)}), "
+            f"{len(unknown)} of {len(data.class_names)} are others ({_some(unknown)})"
+        )
+    return torch.tensor([ours[name] for name in data.class_names])
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
+
+
+def _require_channels(data: ImageData, card: NetworkCard) -> None:
+    ours, theirs = card.preprocessing.channels, data.preprocessing.channels
+    # Gray images are also RGB images of equal channels; to take the colours away is a choice.
+    if ours != theirs and (theirs, ours) != (1, 3):
+        raise UserError(
+            f"{data.name}: expected images of {ours} channels, as {card.model} was trained on, "
+            f"got {theirs}"
+        )
+
+
+@torch.no_grad()
+def _count(
+    network: nn.Module,
+    card: NetworkCard,
+    batches: Iterable[Batch],
+    numbers: Tensor,
+    device: torch.device,
+    *,
+    mirrored: bool,
+) -> dict[str, Any]:
+    count = len(card.class_names)
+    confusion = MulticlassConfusionMatrix(count)
+    top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
+    start = time.perf_counter()
+    for images, labels in _readable(batches):
+        images = images.to(device).expand(-1, card.preprocessing.channels, -1, -1)
+        labels = numbers[labels.cpu()]
+        probabilities = class_probabilities(network, card.preprocessing, images)
+        if mirrored:
+            mirror = class_probabilities(network, card.preprocessing, images.flip(3))
+            probabilities = (probabilities + mirror) / 2
+        if not probabilities.isfinite().all():
+            raise UserError(f"{card.model}: expected finite outputs, its weights give NaN or more")
+        confusion.update(probabilities, labels)
+        top5.update(probabilities, labels)
+    seconds = time.perf_counter() - start
+    matrix = confusion.compute().numpy().astype(np.int64)
+    return {
+        "confusion": matrix,
+        "top1": float(matrix.trace() / matrix.sum()),
+        "top5": float(top5.compute()),
+        "seconds": seconds,
+    }
+
+
+def _readable(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; a process that reads images puts its traceback before the message."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None

@@ -1,0 +1,306 @@
+"""Tests of the commands that look at a network: eval, predict, masks, export, info."""
+
+import csv
+import json
+import os
+import resource
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from PIL import Image
+
+import ran as package
+from ran.checkpoints import NetworkCard, save_network
+from ran.cli import app
+from ran.data import Preprocessing
+from ran.files import replacing, stopping_cleanly
+
+from ..training.helpers import TINY_OPTIONS, make_folder, random_image
+from .test_cli import ran, refused
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network that knows cats and dogs no better than chance. For reading only."""
+    folder: Path = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    card = NetworkCard(
+        "attention56_cifar_pool",
+        ("cat", "dog"),
+        Preprocessing(16, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        TINY_OPTIONS,
+    )
+    save_network(card.build(), card, folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with images at two depths, one hidden, and a file that is none."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "more/b.png", ".hidden.png"):
+        random_image((20, 16), len(name)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_eval_prints_scores_and_draws_the_confusion(checkpoint: Path, tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "pets")
+    picture = tmp_path / "confusion.png"
+    arguments = ("eval", checkpoint, "--data", f"folder:{data}", "--confusion", picture)
+    result = ran(*arguments)
+    assert result.exit_code == 0, result.output
+    for word in ("cat", "dog", "top-1", "top-5 100.00%", "images/s", "8 images", str(picture)):
+        assert word in result.stdout.replace("\n", "")
+    with Image.open(picture) as opened:
+        assert opened.width > 700
+    before = picture.read_bytes()
+    refused(ran(*arguments), str(picture), "--overwrite")
+    assert picture.read_bytes() == before
+
+    result = ran(*arguments, "--json", "--no-picture", "--size", 24, "--tta", "flip")
+    content = json.loads(result.stdout)
+    assert (content["images"], content["image_size"], content["tta"]) == (8, 24, "flip")
+    assert sum(row["images"] for row in content["classes"]) == 8
+    assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--data", "digits"], ["digits", "expected classes of the network (cat, dog)"]),
+        (["--data", "folder:/nowhere/at/all"], ["/nowhere/at/all", "expected a folder"]),
+        (["--data", "folder:PETS", "--size", "2"], ["image size 2", "expected at least"]),
+        (["--data", "folder:PETS", "--tta", "spin"], ["tta", "'spin'"]),
+        (["--data", "folder:PETS", "--size", "big"], ["--size", "integer"]),
+        (["--data", "folder:PETS", "--confusion", "no/such/c.png"], ["no/such/c.png"]),
+        (["--data", "folder:PETS", "--confusion", "c.docx"], ["c.docx", "cannot write"]),
+        ([], ["--data"]),
+    ],
+)
+def test_bad_evaluations_leave_nothing(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: list[str],
+) -> None:
+    data = make_folder(tmp_path / "pets", count=1)
+    monkeypatch.chdir(tmp_path)
+    refused(
+        ran("eval", checkpoint, *(text.replace("PETS", str(data)) for text in arguments)), *expected
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
+def test_eval_names_a_damaged_image(checkpoint: Path, tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "pets", count=2)
+    image = data / "test" / "dog" / "1.png"
+    image.write_bytes(image.read_bytes()[:99])
+    result = ran("eval", checkpoint, "--data", f"folder:{data}", "--no-picture")
+    refused(result, str(image), "expected a readable image")
+
+
+def test_predict_takes_folders_and_prints_csv_and_json(checkpoint: Path, photos: Path) -> None:
+    single = photos / "notes.png"
+    random_image((9, 9), 5, "L").save(single)
+    rows = list(csv.reader(ran("predict", checkpoint, photos, "--csv").stdout.splitlines()))
+    assert rows[0] == ["image", "rank", "class", "probability"]
+    names = [str(photos / name) for name in ("a.jpg", "b.png", "more/b.png", "notes.png")]
+    assert [row[0] for row in rows[1:]] == [name for name in names for _ in range(2)]
+    assert [row[1] for row in rows[1:3]] == ["1", "2"]
+    assert float(rows[1][3]) + float(rows[2][3]) == pytest.approx(1, abs=1e-5)
+
+    content = json.loads(ran("predict", checkpoint, photos, "--json", "--topk", 1).stdout)
+    assert [entry["image"] for entry in content] == names
+    assert content[0]["classes"][0]["class"] == rows[1][2]
+    assert content[0]["classes"][0]["probability"] == pytest.approx(float(rows[1][3]), abs=1e-6)
+
+
+def test_predict_draws_masks_beside_each_other(checkpoint: Path, photos: Path) -> None:
+    output = photos.parent / "masks"
+    arguments = ("predict", checkpoint, photos / "b.png", photos, "--masks", output)
+    assert ran(*arguments).exit_code == 0
+    drawn = {str(path.relative_to(output)) for path in output.rglob("*.png")}
+    assert drawn == {"a.png", "b.png", "more/b.png"}
+    before = (output / "a.png").read_bytes()
+    refused(ran(*arguments), "expected a new file, it exists")
+    assert (output / "a.png").read_bytes() == before
+    assert ran(*arguments, "--overwrite").exit_code == 0
+    refused(ran(*arguments[:-1], photos / "b.png"), str(photos / "b.png"), "it is a file")
+
+
+def test_bad_predictions(checkpoint: Path, photos: Path) -> None:
+    refused(ran("predict", checkpoint, photos, "--csv", "--json"), "--csv")
+    empty = photos.parent / "empty"
+    empty.mkdir()
+    refused(ran("predict", checkpoint, empty), str(empty), "found none")
+    (photos / "c.png").write_bytes(b"\x89PNG no more")
+    result = ran("predict", checkpoint, photos, "--masks", photos.parent / "masks", "--csv")
+    refused(result, str(photos / "c.png"), "expected a readable image")
+    assert not (photos.parent / "masks").exists()
+
+
+def test_masks_of_several_checkpoints_are_animated(checkpoint: Path, photos: Path) -> None:
+    output = photos.parent / "masks.gif"
+    paths = (checkpoint, checkpoint / "model.safetensors", photos / "b.png")
+    refused(ran("masks", *paths, "-o", photos.parent / "masks.png"), "--gif")
+    refused(ran("masks", *paths, "--gif", "-o", photos.parent / "masks.png"), "ends in .gif")
+    refused(ran("masks", *paths[:2], "--gif", "-o", output), "at least one image")
+    refused(ran("masks", *paths, "--gif", "-o", output, "--modules", "x*"), "'x*'")
+    assert not output.exists()
+    assert ran("masks", *paths, "--gif", "-o", output).exit_code == 0
+    with Image.open(output) as animation:
+        assert animation.n_frames == 2
+
+
+def test_export_writes_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.pt2"
+    result = ran("export", checkpoint, "-o", output)
+    assert result.exit_code == 0, result.output
+    assert "Checked on batches of 1 and 3 images" in result.stdout
+    before = output.read_bytes()
+    refused(ran("export", checkpoint, "-o", output), str(output), "--overwrite")
+    refused(ran("export", checkpoint, "-o", tmp_path / "m.xml"), "ends in .onnx or .pt2")
+    refused(ran("export", tmp_path, "-o", tmp_path / "m.pt2"), "expected a checkpoint")
+    assert output.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_info_of_the_installation_and_of_a_checkpoint(checkpoint: Path) -> None:
+    kernels = ran("info").stdout
+    for word in ("operators", "attention_gate", "packages of ran", "timm", "lightning"):
+        assert word in kernels
+    result = ran("info", checkpoint)
+    assert result.exit_code == 0
+    for word in (
+        "attention56_cifar_pool",
+        "stem_width=8",
+        "2: cat, dog",
+        "16×16",
+        "0.25",
+        "for one such image",
+    ):
+        assert word in result.stdout
+    refused(ran("info", checkpoint / "no.ckpt"), "expected a checkpoint")
+
+
+def test_the_commands_are_functions_of_the_package() -> None:
+    for name in ("evaluate", "predict", "plot_masks", "export"):
+        assert callable(getattr(package, name))
+        assert name in package.__all__
+    with pytest.raises(AttributeError, match="'evaluation_of'"):
+        _ = package.evaluation_of
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_help_has_an_example_that_parses(name: str) -> None:
+    help_text = commands()[name].help or ""
+    examples = [line for line in help_text.split("\n") if "Example: " in line]
+    assert examples, name
+    for line in examples:
+        program, command, *arguments = shlex.split(line.partition("Example: ")[2])
+        assert (program, command) == ("ran", name)
+        commands()[name].make_context(name, arguments, resilient_parsing=False)
+
+
+def test_wrong_usage_is_one_line() -> None:
+    refused(ran("paint"), "ran: ", "'paint'")
+    refused(ran("predict", "a", "--topk", "many"), "ran predict: ", "--topk")
+    refused(ran("masks", "a", "b"), "--output")
+    refused(ran("info", "--verbose"), "--verbose")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ran ev", ["eval"]),
+        ("ran eval runs --data cif", ["cifar10:", "cifar100:"]),
+        ("ran predict runs a.png --device cu", ["cuda", "cuda:0"]),
+        ("ran export runs --ov", ["--overwrite"]),
+    ],
+)
+def test_bash_completes(words: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    environment = {
+        "_RAN_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    result = CliRunner().invoke(app, [], prog_name="ran", env=environment)
+    assert result.stdout.split() == expected
+
+
+def test_a_terminated_write_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.png"
+    path.write_bytes(b"mine")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def write() -> None:
+        with stopping_cleanly(), replacing(path) as partial:
+            partial.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        write()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("masks", "PHOTO", "-o", "out.png"),
+        ("masks", "CHECKPOINT", "PHOTO", "--gif", "-o", "out.gif"),
+        ("export", "-o", "out.pt2"),
+    ],
+)
+def test_a_full_disk_leaves_no_part_of_a_file(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    photo = tmp_path / "photo.png"
+    random_image((8, 8), 0).save(photo)
+    monkeypatch.chdir(tmp_path)
+    places = {"PHOTO": photo, "CHECKPOINT": checkpoint}
+    words = [places.get(word, word) for word in arguments[1:]]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        result = ran(arguments[0], checkpoint, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused(result, arguments[-1], "cannot write")
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "ran: interrupted\n"),
+        (OSError(40, "Too many links", "x"), 2, "ran: [Errno 40] Too many links: 'x'\n"),
+        (torch.OutOfMemoryError("CUDA"), 2, "ran: out of the GPU's memory: expected a smaller"),
+    ],
+)
+def test_what_stops_any_command_is_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ran.prediction.predict", fail)
+    result = ran("predict", checkpoint, checkpoint)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith(line)
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,111 @@
+"""Tensors of more than 2³¹ elements, on the machine's CPU and, with ``-m large``, its GPU."""
+
+import mmap
+
+import pytest
+import torch
+from torch import Tensor
+
+import ran_kernels
+from ran_kernels import reference
+
+DTYPE = torch.bfloat16
+SIDE = 2**15 + 8
+# Just over 2^31 elements: few maps of many positions, some, and many of few.
+SHAPES = {
+    "widest": (1, 2, SIDE, SIDE),
+    "wide": (1, 65, 5760, 5760),
+    "deep": (2, 2**20 + 128, 32, 32),
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_poison() -> None:
+    torch.use_deterministic_algorithms(False)  # NaN in every element would be gigabytes of them
+
+
+def unwritten_zeros(shape: tuple[int, ...], layout: str) -> Tensor:
+    """Zeros that take no memory: pages that nobody has written are all the same one."""
+    numel = torch.Size(shape).numel()
+    pages = mmap.mmap(-1, numel * DTYPE.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    flat = torch.frombuffer(pages, dtype=DTYPE)
+    if layout == "contiguous":
+        return flat.view(shape)
+    n, c, h, w = shape
+    return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="this system has no such pages")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", ["wide", "deep"])
+def test_pools_find_what_lies_past_two_to_the_31(shape: str, layout: str) -> None:
+    x = unwritten_zeros(SHAPES[shape], layout)
+    assert x.numel() > 2**31
+    n, c, h, w = (size - 1 for size in x.shape)
+    x[n, c, h, w] = 3
+    x[n, c, h - 1, w] = 2
+    with ran_kernels.backend("native"):
+        _, maximum = ran_kernels.channel_pool(x)
+        maps = ran_kernels.spatial_pool(x)
+    assert maximum.count_nonzero() == 1
+    assert maximum[n, c] == 3
+    assert maps[:, 0].count_nonzero() == 2
+    assert maps[n, 0, h, w] == 3
+    assert maps[n, 0, h - 1, w] == 2
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="this system has no such pages")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradients_of_upsample_come_from_past_two_to_the_31(layout: str) -> None:
+    grad = unwritten_zeros(SHAPES["widest"], layout)
+    grad[0, 1, -1, -1] = 5
+    with ran_kernels.backend("native"):
+        grad_x = torch.ops.ran.upsample_backward(grad, 2, 2, True)
+    assert grad_x.count_nonzero() == 1
+    assert grad_x[0, 1, 1, 1] == 5
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("backend", ["native", pytest.param("triton", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gates(backend: str, layout: str) -> None:
+    x = unwritten_zeros(SHAPES["widest"], layout).to(_device())
+    x[..., -1] = 2
+    with ran_kernels.backend(backend):
+        out = ran_kernels.attention_gate(torch.zeros_like(x), x)
+        assert (out[..., :-1] == 0).all()
+        assert (out[..., -1] == 3).all()
+        del out
+        logits = torch.zeros((1, 2), dtype=DTYPE, device=x.device)
+        out = ran_kernels.cbam_gate(x, logits)
+    assert (out[..., :-1] == 0).all()
+    assert (out[..., -1] == 1).all()
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("backend", ["native", pytest.param("triton", marks=pytest.mark.gpu)])
+def test_upsample(backend: str) -> None:
+    x = torch.ones((1, 1, 2**15, SIDE), dtype=DTYPE, device=_device())
+    x[..., -1] = 3
+    with ran_kernels.backend(backend):
+        out = ran_kernels.upsample(x, (2**16, SIDE))
+    assert (out[..., :-1] == 1).all()
+    assert (out[..., -1] == 3).all()
+
+
+@pytest.mark.large
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_pools_on_a_gpu(backend: str, layout: str) -> None:
+    x = unwritten_zeros(SHAPES["deep"], layout).cuda()
+    x[-1, -1, -1, -1] = 3
+    with ran_kernels.backend(backend):
+        _, maximum = ran_kernels.channel_pool(x)
+        maps = ran_kernels.spatial_pool(x)
+    assert torch.equal(maximum, reference.channel_pool(x)[1])
+    assert maps[:, 0].sum() == 3

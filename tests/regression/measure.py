@@ -1,0 +1,126 @@
+"""What the kernels cost, in figures that do not depend on the machine's load.
+
+``python -m tests.regression.measure`` writes them to baseline.json, which the tests compare with.
+Do that in the commit that changes a kernel on purpose, and say in its message what it bought.
+"""
+
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ran_kernels import extension
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BASELINE = HERE / "baseline.json"
+#: Share by which a figure may differ from its baseline.
+TOLERANCE = 0.05
+
+
+def cpu_objects() -> list[Path]:
+    """The object files of the CPU kernels, where the extension was built in this tree."""
+    return sorted(ROOT.glob("build/temp.*/csrc/cpu/*.o"))
+
+
+def missing_for_instructions() -> str | None:
+    """Why instructions cannot be counted here, or None."""
+    if platform.machine() != "x86_64":
+        return f"the baseline is x86_64's, this is {platform.machine()}"
+    for tool in ("valgrind", "g++"):
+        if not shutil.which(tool):
+            return f"{tool} is not installed"
+    return None if cpu_objects() else "the extension was not built in this tree"
+
+
+def instructions() -> dict[str, int]:
+    """Instructions of every CPU kernel on a fixed input, as valgrind's callgrind counts them."""
+    with tempfile.TemporaryDirectory() as folder:
+        driver = Path(folder, "driver")
+        sources = [str(HERE / "driver.cpp"), *map(str, cpu_objects())]
+        subprocess.run(["g++", "-std=c++17", "-O1", *sources, "-o", str(driver)], check=True)
+        names = subprocess.run([driver], check=True, capture_output=True, text=True).stdout.split()
+        command: list[str | Path] = [
+            *("valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/counts"),
+            *("--collect-atstart=no", "--toggle-collect=measured", "--dump-after=measured"),
+            str(driver),
+            *names,
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        counts = [
+            int(re.search(r"^totals: (\d+)", path.read_text(), re.MULTILINE)[1])  # type: ignore[index]
+            for path in sorted(Path(folder).glob("counts.*"), key=lambda p: int(p.suffix[1:]))
+        ]
+    return dict(zip(names, counts, strict=True))
+
+
+def cuda_resources() -> dict[str, dict[str, int]]:
+    """Registers, shared memory, stack and local memory of every CUDA kernel, by name and GPU."""
+    return {
+        f"{kernel}, {target}": used
+        for kernel, targets in extension.build_info()["kernels"].items()
+        for target, used in targets.items()
+    }
+
+
+def triton_resources(builds: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Registers, stack and bytes of code of every Triton kernel, from ``compile_triton``."""
+    return {
+        f"{build['kernel']}, {build['build']}": {
+            "registers": build["REG"],
+            "stack_bytes": build["STACK"],
+            "code_bytes": build["cubin"],
+        }
+        for build in builds
+        if "sm_80" in build["build"] or "sm_90" in build["build"]
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """What made the code: another compiler makes other code, which nobody changed."""
+    info = extension.build_info()
+    return {
+        "cpu": info.get("compiler"),
+        "cuda": info.get("cuda"),
+        "triton": importlib.metadata.version("triton"),
+    }
+
+
+def read_baseline(part: str) -> dict[str, Any]:
+    """The baseline's figures of "cpu", "cuda" or "triton". Skips the test at another compiler's."""
+    baseline = json.loads(BASELINE.read_text())
+    then, now = baseline["versions"][part], versions()[part]
+    if then != now:
+        pytest.skip(f"the baseline is of {then}, this is {now}")
+    return baseline[part]
+
+
+def main() -> None:
+    if missing := missing_for_instructions():
+        sys.exit(f"measure: {missing}")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_triton"]
+    compiled = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    figures: dict[str, dict[str, Any]] = {
+        "versions": versions(),
+        "cpu": instructions(),
+        "cuda": cuda_resources(),
+        "triton": triton_resources(json.loads(compiled)["builds"]),
+    }
+    # A line each, so that a change of the baseline can be read.
+    parts = []
+    for part, entries in figures.items():
+        lines = [f"  {json.dumps(name)}: {json.dumps(entries[name])}" for name in sorted(entries)]
+        parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
+    BASELINE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
