@@ -57,7 +57,13 @@ class Unreadable:
     first: str = ""
     marks: list[Tensor] = field(default_factory=list)
 
+    def new_marks(self, files: int) -> Tensor:
+        """Marks for ``files`` more."""
+        self.marks.append(torch.zeros(files, dtype=torch.uint8).share_memory_())
+        return self.marks[-1]
+
     def count(self) -> int:
+        """How many are known of by now."""
         return self.found + sum(int(marks.count_nonzero()) for marks in self.marks)
 
 

@@ -42,7 +42,7 @@ class Files:
             place; None makes it an error.
     """
 
-    samples: list[tuple[str, int]]
+    samples: Sequence[tuple[str, int]]
     transform: Callable[[Image.Image], Tensor]
     channels: int
     random: bool = False
@@ -61,11 +61,14 @@ class Files:
             torch.tensor([label for _, label in samples]),
         )
 
+    def _open(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return open_image(path, self.channels), label
+
     def _read(self, index: int) -> tuple[Image.Image, int]:
         for _ in range(MOST_IN_A_ROW):
-            path, label = self.samples[index]
             try:
-                return open_image(path, self.channels), label
+                return self._open(index)
             except UserError as error:
                 if self.marks is None:
                     raise
@@ -129,10 +132,7 @@ def load_folder(
     transforms = [training_transform(size, options) if random_scale else plain, plain]
     splits: list[Split] = []
     for number, kept in enumerate(samples):
-        marks = None
-        if options.skip_unreadable:
-            marks = torch.zeros(len(kept), dtype=torch.uint8).share_memory_()
-            unreadable.marks.append(marks)
+        marks = unreadable.new_marks(len(kept)) if options.skip_unreadable else None
         is_random = random_scale and number == 0
         split = Files(kept, transforms[number], channels, random=is_random, marks=marks)
         fits = len(kept) * channels * size * size <= IN_MEMORY

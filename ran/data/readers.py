@@ -5,15 +5,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import create_dataset
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError
 from .augment import unchanged
-from .dataset import Batch, ImageData
-from .folder import CROP_FRACTION
-from .images import SMALL_IMAGE, Preprocessing
+from .dataset import Batch, ImageData, Unreadable
+from .folder import CROP_FRACTION, Files
+from .images import SMALL_IMAGE, Preprocessing, open_image
 from .options import DataOptions
 from .order import seed_all, seed_of
 from .transforms import to_size, training_transform
@@ -27,26 +28,23 @@ READERS = {
 }
 
 
-class Indexed:
-    """A set whose images timm reads by number."""
+class Indexed(Files):
+    """A set whose images timm reads by number; ``samples`` is timm's reader."""
 
-    def __init__(self, dataset: Any, *, random: bool) -> None:
-        self._dataset, self._random = dataset, random
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitems__(self, indices: Any) -> Batch:
-        if self._random and hasattr(indices, "seed"):
-            seed_all(indices.seed)
-        return _collate([self._dataset[index] for index in indices])
+    def _open(self, index: int) -> tuple[Image.Image, int]:
+        file, label, *_ = self.samples[index]
+        try:
+            return open_image(file, self.channels), int(label)
+        except UserError as error:  # which names the open file, not where it is from
+            name = self.samples.filename(index)  # type: ignore[attr-defined]  # of readers
+            raise UserError(f"{name}: {str(error).partition(': ')[2]}") from None
 
 
 class Stream:
     """A set that timm reads from its first image to its last, shuffled as it comes.
 
     A resumed training goes on after as many batches as before, but in another order: a stream
-    has no position to return to.
+    has no position to return to. timm leaves out what it cannot read, with a warning.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -105,16 +103,17 @@ def load_reader(
     plain = partial(to_size, preprocessing)
     train = _open(reader, path, options.train_split, options, training=True)
     test = _open(reader, path, options.test_split, options, training=False)
-    train.transform = training_transform(image_size, options) if random_scale else plain
-    test.transform = plain
+    unreadable = Unreadable()
+    transform = training_transform(image_size, options) if random_scale else plain
     return ImageData(
         name=name,
         class_names=_class_names(name, train, options.num_classes),
         preprocessing=preprocessing,
-        train=_split(train, options, random=random_scale),
-        test=_split(test, options, random=False),
+        train=_split(train, transform, options, unreadable, random=random_scale),
+        test=_split(test, plain, options, unreadable, random=False),
         augmentation=unchanged,
         workers=options.worker_count(),
+        unreadable=unreadable,
     )
 
 
@@ -136,10 +135,15 @@ def _open(reader: str, path: str, split: str, options: DataOptions, *, training:
         raise UserError(f"{reader}: cannot open its part {split!r}: {reason}") from None
 
 
-def _split(dataset: Any, options: DataOptions, *, random: bool) -> Any:
+def _split(
+    dataset: Any, transform: Any, options: DataOptions, unreadable: Unreadable, *, random: bool
+) -> Any:
     if isinstance(dataset, IterableDataset):
+        dataset.transform = transform  # type: ignore[attr-defined]  # of timm's
         return Stream(dataset, options.seed)
-    return Indexed(dataset, random=random)
+    count = len(dataset.reader)
+    marks = unreadable.new_marks(count) if options.skip_unreadable else None
+    return Indexed(dataset.reader, transform, channels=3, random=random, marks=marks)
 
 
 def _class_names(name: str, dataset: Any, count: int | None) -> tuple[str, ...]:

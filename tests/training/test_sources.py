@@ -1,6 +1,7 @@
 """Where images come from: CIFAR's files, folders with damaged ones, timm's readers."""
 
 import hashlib
+import io
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,22 +205,37 @@ def test_cutout_blanks_one_square_of_the_given_size() -> None:
 
 
 class Reader:
-    def __init__(self) -> None:
+    """Like timm's: the number of an image is its colour; ``damaged`` is no image."""
+
+    def __init__(self, part: str, damaged: int = -1) -> None:
         self.class_to_idx = {"b": 1, "a": 0}
-
-
-class Listed:
-    """Like timm's ImageDataset: the number of an image is its colour."""
-
-    def __init__(self, part: str) -> None:
-        self.reader, self.part = Reader(), part
-        self.transform: Any = None
+        self.part, self.damaged = part, damaged
 
     def __len__(self) -> int:
         return 6 if self.part == "train" else 3
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(Image.new("RGB", (20, 16), (index, 0, 0))), index % 2
+        file = io.BytesIO()
+        if index != self.damaged:
+            Image.new("RGB", (20, 16), (index, 0, 0)).save(file, "PNG")
+        file.seek(0)
+        return file, index % 2
+
+    def filename(self, index: int) -> str:
+        return f"shard/{index}.png"
+
+
+class Listed:
+    """Like timm's ImageDataset."""
+
+    damaged = -1
+
+    def __init__(self, part: str) -> None:
+        self.reader = Reader(part, self.damaged)
+
+
+class Damaged(Listed):
+    damaged = 2
 
 
 class Streamed(IterableDataset[Any]):
@@ -228,14 +244,14 @@ class Streamed(IterableDataset[Any]):
     def __init__(self, part: str) -> None:
         self.reader: Any = object()
         self.transform: Any = None
-        self.listed = Listed(part)
+        self.files = Reader(part)
 
     def __len__(self) -> int:
-        return len(self.listed)
+        return len(self.files)
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        self.listed.transform = self.transform
-        return (self.listed[index] for index in range(len(self)))
+        for file, label in (self.files[index] for index in range(len(self))):
+            yield self.transform(Image.open(file)), label
 
 
 def read(kind: Any, monkeypatch: pytest.MonkeyPatch, name: str, **options: Any) -> ImageData:
@@ -259,6 +275,18 @@ def test_timms_readers_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert images.shape == (2, 3, 16, 16)
     assert images[:, 0, 0, 0].tolist() == [4, 1]
     assert labels.tolist() == [0, 1]
+
+
+def test_unreadable_images_of_timms_readers_are_named_or_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = read(Damaged, monkeypatch, "hfds/things")
+    with pytest.raises(UserError, match=r"^shard/2\.png: expected a readable image: "):
+        data.train.__getitems__(range(6))
+    data = read(Damaged, monkeypatch, "hfds/things", skip_unreadable=True)
+    images, _ = data.train.__getitems__([1, 2])
+    assert images[:, 0, 0, 0].tolist() == [1, 3]
+    assert data.unreadable.count() == 1
 
 
 def test_timms_readers_as_streams(monkeypatch: pytest.MonkeyPatch) -> None:

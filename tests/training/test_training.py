@@ -18,6 +18,7 @@ from ran.data import load_data
 from ran.errors import UserError
 from ran.files import read_json
 from ran.prediction import class_probabilities
+from ran.recipes import load_recipe
 from ran.settings import TrainingSettings
 from ran.training import TrainingResult, train
 
@@ -195,6 +196,24 @@ def test_bfloat16_trains_on_the_cpu(tmp_path: Path) -> None:
 def test_training_on_a_gpu(tmp_path: Path) -> None:
     result = train(tiny_settings(tmp_path / "run", epochs=5, device="auto"))
     assert result.last["test_accuracy"] > 0.9
+
+
+@pytest.mark.gpu
+def test_the_fast_recipes_options_on_a_gpu(tmp_path: Path) -> None:
+    names = ("precision", "compile", "channels_last", "ema", "schedule", "label_smoothing")
+    options = {name: load_recipe("cifar-fast").settings[name] for name in names}
+    settings = tiny_settings(tmp_path / "run", epochs=5, device="auto", **options, cutout=2)
+    assert train(settings).last["test_accuracy"] > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("few_digits")
+def test_a_deterministic_training_on_a_gpu_ends_with_the_same_bits(tmp_path: Path) -> None:
+    weights = []
+    for name in "ab":
+        settings = tiny_settings(tmp_path / name, epochs=2, device="auto", deterministic=True)
+        weights.append((train(settings).folder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_importing_the_networks_does_not_load_the_engine() -> None:
