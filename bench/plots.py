@@ -1,10 +1,12 @@
-"""Pictures of the kernel measurements in bench/results, drawn by ``make tables``.
+"""Pictures of the measurements in bench/results, drawn by ``make tables``.
 
 For a file NAME.json of kernels: NAME-ratios.png, ours against eager PyTorch and torch.compile, and
-NAME-traffic.png, every operator's time over the bytes it must move, beside a copy's.
+NAME-traffic.png, every operator's time over the bytes it must move, beside a copy's. For one of
+networks' scale: NAME-scaling.png.
 """
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.kernels.figures import row
+from bench.networks.tables import slope
 
 RIVALS = {"eager": "to_eager", "torch.compile": "to_compile"}
 
@@ -66,31 +70,63 @@ def traffic(content: dict[str, Any]) -> Figure:
     axis.plot(
         ends, [m / bandwidth for m in ends], color="black", label=f"copy, {bandwidth:.0f} GB/s"
     )
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_major_formatter("{x:g}")
-        side.set_minor_formatter("")
+    _logarithmic(axis)
     axis.set_xlabel("least traffic of the operator, MB")
     axis.set_ylabel("time, ms")
     axis.set_title(_title(content["machine"]))
-    axis.grid(True, which="both", alpha=0.25)
     axis.legend(fontsize=8)
     figure.tight_layout()
     return figure
 
 
+def scaling(content: dict[str, Any]) -> Figure:
+    """Time over multiply-adds as the batch, the resolution and the depth grow, slopes stated."""
+    sweeps = list(dict.fromkeys(result["sweep"] for result in content["results"]))
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(4.5 * len(sweeps), 4.5), squeeze=False)
+    for axis, sweep in zip(axes[0], sweeps, strict=True):
+        points = [result for result in content["results"] if result["sweep"] == sweep]
+        work = [point["multiply_adds"] for point in points]
+        for variant, style in (("plain", "o--"), ("ours", "s-")):
+            times = [statistics.median(point["samples"][variant]) * 1e3 for point in points]
+            axis.plot(work, times, style, label=variant)
+        axis.set_title(f"{sweep}: slope {slope(points):.2f}")
+        axis.set_xlabel("10⁹ multiply-adds")
+        axis.set_ylabel("inference, ms")
+        _logarithmic(axis)
+        axis.legend()
+    figure.suptitle(_title(content["machine"]))
+    figure.tight_layout()
+    return figure
+
+
+#: By the kind of a result file, its pictures by the ending of their name.
+PICTURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
+    "kernels": {"ratios": ratios, "traffic": traffic},
+    "network scale": {"scaling": scaling},
+}
+
+
 def draw(content: dict[str, Any], name: str, folder: Path) -> list[Path]:
-    """Writes the pictures of one file of kernel results, and returns their paths."""
+    """Writes the pictures of a result file called `name`, and returns their paths."""
     written = []
-    for suffix, picture in (("ratios", ratios), ("traffic", traffic)):
+    for suffix, picture in PICTURES[content["kind"]].items():
         figure = picture(content)
         path = folder / f"{name}-{suffix}.png"
-        # Without the date that Matplotlib adds: the same results give the same file.
+        # Without the version that Matplotlib adds: the same results give the same file.
         figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
         written.append(path)
     return written
+
+
+def _logarithmic(axis: Axes) -> None:
+    """Both axes logarithmic, with plain numbers."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("")
+    axis.grid(True, which="both", alpha=0.25)
 
 
 def _is(result: dict[str, Any], direction: str) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 from bench.kernels.figures import row
 from bench.machine import summary
-from bench.networks.tables import fused, memory
-from bench.plots import draw
+from bench.networks.tables import fused, memory, scale, speed
+from bench.plots import PICTURES, draw
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -92,6 +92,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels rows": kernel_rows,
     "network memory": memory,
     "network fuse": fused,
+    "network speed": speed,
+    "network scale": scale,
 }
 
 
@@ -120,7 +122,7 @@ def main() -> None:
         path.write_text(filled(path.read_text()))
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
-        if content["kind"] == "kernels":
+        if content["kind"] in PICTURES:
             draw(content, path.stem, RESULTS)
 
 

@@ -10,7 +10,7 @@ from bench.machine import describe
 
 def write(path: Path, kind: str, results: list[dict[str, Any]]) -> None:
     """JSON of the kind of benchmark, the machine and one entry for each measurement."""
-    path.write_text(json.dumps(_content(kind, results), indent=1) + "\n", "utf-8")
+    path.write_text(json.dumps(content(kind, results), indent=1) + "\n", "utf-8")
 
 
 def report(
@@ -20,10 +20,11 @@ def report(
     path: Path | None,
 ) -> None:
     """Print what ``table`` makes of the content of a result file; write that file to ``path``."""
-    print(table(_content(kind, results)))
+    print(table(content(kind, results)))
     if path:
         write(path, kind, results)
 
 
-def _content(kind: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+def content(kind: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a result file holds."""
     return {"kind": kind, "machine": describe(), "results": results}

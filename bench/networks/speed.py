@@ -16,23 +16,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import torch._inductor.config
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd.profiler_util import EventList
 
 import ran
 import ran_kernels
 from bench.compare import Stopwatch, Turns, keep_freed_memory, peak_memory, require_close
-from bench.machine import describe
 
 from .memory import training_step
-from .results import write
+from .results import content, write
+from .tables import speed
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50", "cbam_resnext50_32x4d")
 DIRECTIONS = ("inference", "training step")
@@ -195,31 +192,6 @@ def operations(run: Callable[[], Any], device: str) -> list[dict[str, Any]]:
     return [*rows[:20], others]
 
 
-def table(results: Sequence[dict[str, Any]]) -> Table:
-    """Milliseconds of ours, and its ratio to each other variant."""
-    machine = describe()
-    made = Table(
-        title=f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}",
-        caption="ratios of ours to the others, medians of interleaved rounds, smaller is better",
-    )
-    for heading in ("network", "direction", "images", "dtype", "ours, ms"):
-        made.add_column(heading, no_wrap=True)
-    names = [name for name in VARIANTS if name != "ours"]
-    for name in names:
-        made.add_column(f"× {name}", justify="right")
-    for result in results:
-        medians = {name: median(times) for name, times in result["samples"].items()}
-        made.add_row(
-            result["network"],
-            result["direction"],
-            "×".join(map(str, (result["batch"], 3, *result["size"]))),
-            result["dtype"],
-            f"{medians['ours'] * 1e3:.1f}",
-            *(f"{medians['ours'] / medians[n]:.2f}" if n in medians else "" for n in names),
-        )
-    return made
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; ``arguments`` are ``sys.argv``'s if None."""
     parser = argparse.ArgumentParser(prog="python -m bench.networks.speed")
@@ -247,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.append(entry(dtype, device, given.rounds, variants))
             if given.result:
                 write(given.result, "network speed", results)
-    Console(width=160).print(table(results))
+    print(speed(content("network speed", results)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The documents' tables of what the network benchmarks found."""
 
+import math
+from statistics import linear_regression, median
 from typing import Any
 
 from bench.machine import summary
@@ -35,6 +37,52 @@ def fused(content: dict[str, Any]) -> str:
             ]
         lines.append(_line(result["network"], _images(result), result["direction"], *cells))
     return "\n".join(lines)
+
+
+def speed(content: dict[str, Any]) -> str:
+    """One line for a network and direction: our median, its ratio to every other variant's."""
+    others = [name for name in content["results"][0]["samples"] if name != "ours"]
+    headings = ["network", "images", "dtype", "direction", "ours, ms"]
+    headings += [f"÷ {name}" for name in others] + ["peak ÷ plain's", "profile: convolutions"]
+    lines = [summary(content["machine"]), "", _line(*headings)]
+    lines.append("|---|---|---|---|" + "--:|" * (len(headings) - 4))
+    for result in content["results"]:
+        medians = {name: median(times) for name, times in result["samples"].items()}
+        peak = result["peak_bytes"]["ours"] / result["peak_bytes"]["plain"]
+        cells = [result["network"], _images(result), result["dtype"], result["direction"]]
+        cells.append(f"{medians['ours'] * 1e3:,.0f}")
+        cells += [f"{medians['ours'] / medians[name]:.2f}" for name in others]
+        cells += [f"{peak:.2f}", f"{_convolutions(result['operations']['ours']):.0%}"]
+        lines.append(_line(*cells))
+    return "\n".join(lines)
+
+
+def _convolutions(operations: list[dict[str, Any]]) -> float:
+    """The share of the time that convolutions take, forward and backward."""
+    total = sum(operation["ms"] for operation in operations)
+    return sum(o["ms"] for o in operations if "convolution" in o["name"]) / total
+
+
+def scale(content: dict[str, Any]) -> str:
+    """One line for a point of a sweep, with the slope of the sweep on logarithmic axes."""
+    headings = ("sweep", "network", "images", "10⁹ multiply-adds", "plain, ms", "ours, ms")
+    lines = [summary(content["machine"]), "", _line(*headings, "slope")]
+    lines.append("|---|---|---|--:|--:|--:|--:|")
+    for name in dict.fromkeys(result["sweep"] for result in content["results"]):
+        points = [result for result in content["results"] if result["sweep"] == name]
+        for result in points:
+            medians = [median(result["samples"][variant]) * 1e3 for variant in ("plain", "ours")]
+            last = f"{slope(points):.2f}" if result is points[-1] else ""
+            cells = (f"{result['multiply_adds']:.2f}", *(f"{ms:,.0f}" for ms in medians), last)
+            lines.append(_line(name, result["network"], _images(result), *cells))
+    return "\n".join(lines)
+
+
+def slope(points: list[dict[str, Any]]) -> float:
+    """Of our time over multiply-adds, on logarithmic axes: 1 where cost grows with arithmetic."""
+    x = [math.log(point["multiply_adds"]) for point in points]
+    y = [math.log(median(point["samples"]["ours"])) for point in points]
+    return linear_regression(x, y).slope
 
 
 def _images(result: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UserError
+from .bench import bench
 from .eval import evaluate
 from .export import export
 from .info import info
@@ -78,6 +79,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "models": models,
     "info": info,
+    "bench": bench,
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)
