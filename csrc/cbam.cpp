@@ -14,21 +14,26 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// x (N, C, H, W) in a layout that the kernels have, and its sizes. Indices count positions and
-// channels in 32 bits.
+// Indices count positions and channels in 32 bits, and a block of GPU threads steps past the end.
+constexpr int64_t kMostIndices = std::numeric_limits<int32_t>::max() - 1024;
+
+// x (N, C, H, W) in a layout that the kernels have, and its sizes.
 struct Features {
   explicit Features(const Tensor& given, const char* op)
       : x(checked(given, op)), dtype(dtype_of(x, "x")), height(x.size(2)), width(x.size(3)) {
     shape = {x.size(0), x.size(1), height * width, false};
     // Where both layouts are the same, vectors run along the longer dimension.
     shape.channels_last = shape.hw == 1 || (shape.c > 1 && !x.is_contiguous());
-    constexpr int64_t limit = std::numeric_limits<int32_t>::max();
-    STD_TORCH_CHECK(
-        shape.hw <= limit && shape.c <= limit, op, ": expected less than 2^31 positions, channels");
   }
 
   static Tensor checked(const Tensor& given, const char* op) {
     STD_TORCH_CHECK(given.dim() == 4, op, ": x: expected (N, C, H, W)");
+    STD_TORCH_CHECK(
+        given.size(1) <= kMostIndices && given.size(2) * given.size(3) <= kMostIndices,
+        op,
+        ": x: expected at most ",
+        kMostIndices,
+        " positions and as many channels");
     return dense_layout(given);
   }
 

@@ -7,7 +7,8 @@ Three backends stand behind every operator:
 - ``reference``: plain PyTorch, on every device.
 
 ``auto`` takes the first of them that can run, except that nobody wants the interpreter's speed:
-on the CPU it takes the extension or the reference.
+on the CPU it takes the extension or the reference. Under torch.func's transforms and forward-mode
+differentiation it takes the reference: the kernels have derivatives in reverse mode alone.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import extension
 from .checks import require_choice
@@ -37,12 +39,12 @@ def _native(op: str, *tensors: Tensor) -> str | None:
         return extension.why_not
     device = tensors[0].device
     if device.type == "cpu":
-        return None
+        return _transformed()
     if device.type != "cuda":
         return f"no native kernels for device type {device.type!r}"
     if not extension.has_cuda():
         return f"the extension was built without CUDA ({extension.build_info()['cuda_reason']})"
-    return _too_old(device)
+    return _too_old(device) or _transformed()
 
 
 def _triton(op: str, *tensors: Tensor) -> str | None:
@@ -50,10 +52,12 @@ def _triton(op: str, *tensors: Tensor) -> str | None:
         return "triton is not installed"
     device = tensors[0].device
     if device.type == "cpu":
-        return None if _interpreting() else "Triton runs CPU tensors with TRITON_INTERPRET=1 only"
+        if not _interpreting():
+            return "Triton runs CPU tensors with TRITON_INTERPRET=1 only"
+        return _transformed()
     if device.type != "cuda":
         return f"no Triton kernels for device type {device.type!r}"
-    return _too_old(device)
+    return _too_old(device) or _transformed()
 
 
 def _reference(op: str, *tensors: Tensor) -> str | None:
@@ -150,4 +154,14 @@ def _too_old(device: torch.device) -> str | None:
     if capability < OLDEST_GPU:
         oldest = ".".join(map(str, OLDEST_GPU))
         return f"compute capability {'.'.join(map(str, capability))} is older than {oldest}"
+    return None
+
+
+def _transformed() -> str | None:
+    # PyTorch drops the tangents of an operator that has no forward-mode derivative without a word:
+    # jvp would come out as 0. Neither question can be traced, and neither arises within a trace.
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func's transforms and forward-mode differentiation need the reference"
     return None

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a machine with an NVIDIA GPU can tell about this library, in ten minutes at most:
-# builds for the GPU it finds, runs the tests marked `gpu`, then the benchmarks of kernels and
+# Everything that a machine with an NVIDIA GPU can tell about this library, in a quarter of an hour at
+# most: builds for the GPU it finds, runs the tests marked `gpu`, then the benchmarks of kernels and
 # networks. Results go to $OUT, or to bench/results. Needs no package registry: it installs into
 # $PYTHON without dependencies and without build isolation.
 #

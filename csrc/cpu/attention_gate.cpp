@@ -3,14 +3,15 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
+#include "../common/tensor.h"
 #include "attention_gate_groups.h"
 #include "stream.h"
 
 namespace ran::cpu {
 namespace {
 
-// Elements below which another thread costs more than it brings.
-constexpr int64_t kGrain = 32768;
 // Threads get whole blocks, so that each starts where it can stream: two lines of 16-bit elements.
 constexpr int64_t kBlock = 64;
 

@@ -71,7 +71,8 @@ RAN_SIMD void maps_pass(
 }
 
 // (HW, C) of one sample: channels [begin, end), rows added up a few at a time. Only one element of a
-// row belongs to a maximum, so that term is added by itself while the row is in the cache.
+// row belongs to a maximum, so that term is added by itself while the row is in the cache. Behind the
+// sums of a tile are the totals: a running sum of thousands of float32 loses digits.
 template <bool kGrad, typename T>
 RAN_SIMD void rows_pass(
     const CbamGradChannel& a,
@@ -83,6 +84,7 @@ RAN_SIMD void rows_pass(
   using V = vec_t<T>;
   const int64_t c = shape.c;
   const int64_t channels = end - begin;
+  accumulate_t<T>* totals = sums + channels;
   IncomingTile<T> tile;
   for (int64_t p = 0; p < shape.hw; p += kIncomingTile) {
     const int64_t n = std::min(kIncomingTile, shape.hw - p);
@@ -115,11 +117,15 @@ RAN_SIMD void rows_pass(
     for (; row < n; ++row) {
       add(row, std::integral_constant<int, 1>{});
     }
+    for (int64_t i = 0; i < channels; ++i) {
+      totals[i] += sums[i];
+      sums[i] = 0;
+    }
   }
   const int64_t first = sample * c + begin;
   finish(
       static_cast<const T*>(a.channel_logits) + first,
-      sums,
+      totals,
       static_cast<T*>(a.grad_channel) + first,
       channels);
 }
@@ -127,7 +133,7 @@ RAN_SIMD void rows_pass(
 template <bool kGrad, typename T>
 void run(const FeatureShape& shape, const CbamGradChannel& a) {
   const auto part = [&](int64_t sample, int64_t begin, int64_t end) {
-    std::vector<accumulate_t<T>> sums(end - begin);
+    std::vector<accumulate_t<T>> sums(2 * (end - begin));
     const auto pass = shape.channels_last ? rows_pass<kGrad, T> : maps_pass<kGrad, T>;
     pass(a, shape, sample, begin, end, sums.data());
   };

@@ -107,9 +107,11 @@ void channel_pool(DType dtype, const FeatureShape& shape, const ChannelPool& a) 
     share_channels(shape, [&, c = c, hw = hw](int64_t sample, int64_t begin, int64_t end) {
       const int64_t channels = end - begin;
       const int64_t first = sample * c + begin;
-      std::vector<accumulate_t<T>> scratch(2 * padded(channels));
-      std::vector<int32_t> places(padded(channels));
-      const Columns<T> kept{scratch.data(), scratch.data() + padded(channels), places.data()};
+      const int64_t size = padded(channels);
+      std::vector<accumulate_t<T>> scratch(3 * size);
+      std::vector<int32_t> places(size);
+      const Columns<T> kept{
+          scratch.data(), scratch.data() + size, scratch.data() + 2 * size, places.data()};
       const T* from = x + sample * hw * c + begin;
       pool_rows(
           from, mean + first, maximum + first, a.index + first, hw, c, channels, kept);

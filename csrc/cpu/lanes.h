@@ -5,9 +5,6 @@
 
 #include "simd.h"
 
-// always_inline, for lambdas: their bodies must get the instruction set of the kernel around them.
-#define RAN_INLINE_LAMBDA __attribute__((always_inline))
-
 namespace ran::cpu {
 
 RAN_INLINE VecI iota() {

@@ -38,10 +38,14 @@ RAN_INLINE void let_nan_win(
   }
 }
 
+// Rows summed up before they join the total: a running sum of thousands of float32 loses digits.
+constexpr int64_t kRowChunk = 512;
+
 // What pool_columns keeps for a column, in arrays padded to whole vectors.
 template <typename T>
 struct Columns {
-  accumulate_t<T>* sums;
+  accumulate_t<T>* totals;
+  accumulate_t<T>* sums;  // of the chunk
   accumulate_t<T>* tops;
   int32_t* places;
 };
@@ -61,7 +65,7 @@ RAN_INLINE void pool_columns(
     const Columns<T>& kept) {
   using A = accumulate_t<T>;
   using V = vec_t<T>;
-  const auto add = [&](int64_t r, auto count) RAN_INLINE_LAMBDA {
+  const auto add = [&](int64_t r, int64_t chunk, auto count) RAN_INLINE_LAMBDA {
     const VecI here = splat<VecI>(static_cast<int32_t>(r));
     for_vectors(columns, [&](int64_t i, int64_t slot, auto lanes) RAN_INLINE_LAMBDA {
       V top = r ? load(kept.tops + slot) : splat<V>(kLowest<V>);
@@ -79,20 +83,27 @@ RAN_INLINE void pool_columns(
         top = higher ? v : top;
         place = narrow_mask(higher) ? here + k : place;
       }
-      store(kept.sums + slot, r ? load(kept.sums + slot) + sum : sum);
+      store(kept.sums + slot, r > chunk ? load(kept.sums + slot) + sum : sum);
       store(kept.tops + slot, top);
       store_index(kept.places + slot, place);
     });
   };
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    add(r, std::integral_constant<int, 4>{});
-  }
-  for (; r < rows; ++r) {
-    add(r, std::integral_constant<int, 1>{});
+  for (int64_t chunk = 0; chunk < rows; chunk += kRowChunk) {
+    const int64_t end = std::min(rows, chunk + kRowChunk);
+    int64_t r = chunk;
+    for (; r + 4 <= end; r += 4) {
+      add(r, chunk, std::integral_constant<int, 4>{});
+    }
+    for (; r < end; ++r) {
+      add(r, chunk, std::integral_constant<int, 1>{});
+    }
+    for (int64_t slot = 0; slot < columns; slot += kLanes) {
+      const V sum = load(kept.sums + slot);
+      store(kept.totals + slot, chunk ? load(kept.totals + slot) + sum : sum);
+    }
   }
   for_vectors(columns, [&](int64_t i, int64_t slot, auto lanes) RAN_INLINE_LAMBDA {
-    const V sum = load(kept.sums + slot);
+    const V sum = load(kept.totals + slot);
     store(maximum + i, load(kept.tops + slot), lanes);
     store(mean + i, sum / static_cast<A>(rows), lanes);
     store_index(index + i, load_index(kept.places + slot), lanes);

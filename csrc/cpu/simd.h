@@ -2,8 +2,8 @@
 //
 // A kernel marked RAN_SIMD is compiled once per instruction set, and the loader picks the widest
 // that the processor has when the library is first used. x86-64-v3 is AVX2 and FMA; with eight lanes
-// a vector, AVX-512 would bring a third copy of every kernel and no wider one. Everything a kernel
-// calls must be inlined into it (RAN_INLINE), or the callee keeps the baseline instruction set.
+// a vector, AVX-512 would bring a third copy of every kernel, and wider registers to float64 alone.
+// Everything a kernel calls must be inlined into it (RAN_INLINE), or it keeps the baseline instructions.
 #pragma once
 
 #include <cmath>
@@ -24,8 +24,8 @@
 
 namespace ran::cpu {
 
-// Sixteen lanes: two registers of AVX2, one of AVX-512, four of SSE or NEON. Two or more registers
-// in flight hide the latency of the polynomial below.
+// Lanes of every vector, whatever the element: float is one register of AVX2 and two of SSE or NEON,
+// double twice as many.
 constexpr int kLanes = 8;
 
 using VecF = float __attribute__((vector_size(kLanes * 4)));

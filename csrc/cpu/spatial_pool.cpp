@@ -22,10 +22,11 @@ RAN_SIMD void pool_tile(
     int64_t n,
     int64_t channels,
     int64_t hw) {
+  accumulate_t<T> totals[kTile];
   accumulate_t<T> sums[kTile];
   accumulate_t<T> tops[kTile];
   int32_t places[kTile];
-  const Columns<T> kept{sums, tops, places};
+  const Columns<T> kept{totals, sums, tops, places};
   pool_columns<true, T>(x, gate, mean, maximum, index, channels, hw, n, kept);
 }
 

@@ -31,7 +31,7 @@ RAN_INLINE void combine_fixed(
     row[k] = rows + terms[k].index * stride;
     weight[k] = terms[k].weight;
   }
-  const auto at = [&](int64_t j) __attribute__((always_inline)) {
+  const auto at = [&](int64_t j) RAN_INLINE_LAMBDA {
     V sum{};
     for (int k = 0; k < K; ++k) {
       sum += weight[k] * load(row[k] + j);

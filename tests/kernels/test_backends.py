@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import ran_kernels
 from ran_kernels import backends, extension
@@ -77,6 +78,40 @@ def test_other_devices_go_to_the_reference(name: str) -> None:
     assert "'meta'" in reason
     with ran_kernels.backend("auto"):
         assert ran_kernels.attention_gate(meta, meta).shape == meta.shape
+
+
+def _sum_of_everything(x: torch.Tensor) -> torch.Tensor:
+    gated = ran_kernels.attention_gate(x, x, activation="channel")
+    mean, maximum = ran_kernels.channel_pool(ran_kernels.upsample_add(x, gated))
+    maps = ran_kernels.spatial_pool(x, mean)
+    return ran_kernels.cbam_gate(x, maximum, maps[:, :1], shortcut=gated).pow(2).sum()
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "dual numbers"])
+def test_function_transforms_run_on_the_reference(transform: str) -> None:
+    x = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+
+    def results() -> list[torch.Tensor]:
+        if transform == "grad":
+            return [torch.func.grad(_sum_of_everything)(x[0])]
+        if transform == "jvp":
+            return list(torch.func.jvp(_sum_of_everything, (x[0],), (x[1],)))
+        if transform == "vmap":
+            return [torch.func.vmap(_sum_of_everything)(x)]
+        with forward_ad.dual_level():
+            dual = _sum_of_everything(forward_ad.make_dual(x[0], x[1]))
+            return list(forward_ad.unpack_dual(dual))
+
+    with ran_kernels.backend("reference"):
+        expected = results()
+    assert all(t.abs().max() > 0 for t in expected)
+    with ran_kernels.backend("auto"):
+        torch.testing.assert_close(results(), expected, rtol=0, atol=0)
+    with (
+        ran_kernels.backend("native"),
+        pytest.raises(ran_kernels.BackendError, match="forward-mode"),
+    ):
+        results()
 
 
 def test_report_names_every_operator_with_its_backend() -> None:

@@ -20,6 +20,7 @@ from .harness import (
     everywhere,
     kernels,
     outputs_and_grads,
+    relative_error,
 )
 
 
@@ -165,3 +166,27 @@ def test_second_derivative_is_refused_with_the_way_out(place: Place) -> None:
     (grad,) = torch.autograd.grad(mean.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"backend\('reference'\)"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+def test_sums_over_large_maps_keep_their_digits(layout: str) -> None:
+    torch.use_deterministic_algorithms(False)  # without poison: this is about rounding
+    # Values of one sign: their running sum in float32 would lose a thousand times eps.
+    x = features((1, 8, 1024, 1024), layout=layout).abs()
+    logits = torch.zeros(1, 8, requires_grad=True)
+    with ran_kernels.backend("native"):
+        mean, _ = ran_kernels.channel_pool(x)
+        out = ran_kernels.cbam_gate(x, logits)
+        (grad,) = torch.autograd.grad(out, logits, torch.ones_like(out))
+    exact = x.double().mean((2, 3))
+    assert relative_error(mean, exact) < 1e-6
+    assert relative_error(grad, exact * x[0, 0].numel() / 4) < 1e-6
+
+
+def test_more_positions_than_indices_count_are_refused() -> None:
+    endless = torch.zeros(1).expand(1, 1, 1, 2**31 - 1)
+    with (
+        ran_kernels.backend("native"),
+        pytest.raises(RuntimeError, match="channel_pool: x: expected at most 2147482623 positions"),
+    ):
+        ran_kernels.channel_pool(endless)
