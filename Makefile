@@ -9,7 +9,7 @@ SOURCES := setup.py $(shell find csrc -type f)
 .PHONY: demo test lint bench tables gpu gpu-test gpu-bench gpu-sanitize setup clean test-install
 
 demo: setup
-	$(BIN)/ran train demo --output runs/demo --overwrite
+	$(BIN)/ran train digits --output runs/demo --overwrite
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal

@@ -46,6 +46,7 @@ from .spec import NetworkSpec
 from .weights import LoadReport, load_checkpoint
 
 if TYPE_CHECKING:
+    from .api import train
     from .evaluation import evaluate
     from .exporting import export
     from .masks import plot_masks
@@ -99,6 +100,7 @@ __all__ = [
     "plot_masks",
     "predict",
     "save_pretrained",
+    "train",
 ]
 
 #: What the commands do, by the module it is in: imported when it is asked for, because networks
@@ -108,6 +110,7 @@ _COMMANDS = {
     "export": "exporting",
     "plot_masks": "masks",
     "predict": "prediction",
+    "train": "api",
 }
 
 

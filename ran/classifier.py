@@ -1,43 +1,45 @@
 """The network in training, as Lightning runs it."""
 
-import math
-from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from .checkpoints import CARD_KEY, NetworkCard
 from .data import Batch, ImageData
+from .data.order import seed_all, seed_of
+from .schedules import Schedule, make_schedule
+from .settings import TrainingSettings
 
-
-def warmup_cosine(step: int, *, warmup: int, steps: int) -> float:
-    """Share of the peak learning rate at ``step`` of ``steps``: up a line, down a cosine."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+#: Under this key a checkpoint holds the sums of the epoch that it was written in.
+SUMS_KEY = "ran_epoch_sums"
 
 
 class ImageClassifier(L.LightningModule):
-    """A network with its loss, optimizer and schedule.
+    """A network with its loss, optimizer, schedule and moving average.
 
-    Logs ``train_loss`` (what is minimised, label smoothing included), ``test_loss`` (plain
-    cross-entropy) and ``test_accuracy`` (a share, 0 to 1), each the mean over an epoch's images.
+    Logs ``train_loss`` (what is minimised) every few steps, and after each epoch ``test_loss``
+    (plain cross-entropy) and ``test_accuracy`` (a share, 0 to 1), the mean over all test images.
+
+    Every random number of a step is a function of the seed, the step and the process: a resumed
+    training draws the same.
 
     Args:
         network: images (N, C, H, W) to logits (N, classes).
         card: what checkpoints say of the network.
         data: its augmentation and normalisation run here, on the device.
-        lr: learning rate at its peak.
-        warmup_epochs: in which the rate rises linearly to that peak; it then falls to zero along
-            a cosine.
-        momentum: Nesterov's.
-        weight_decay: of every parameter.
-        label_smoothing: share of the target that is spread over all classes.
+        settings: of the training.
+        steps_per_epoch: of the optimizer.
+
+    Attributes:
+        network: what is tested, saved and used in the end: with ``settings.ema`` the moving
+            average of the weights, otherwise what is trained.
+        schedule: the learning rate's.
     """
 
     def __init__(
@@ -45,61 +47,116 @@ class ImageClassifier(L.LightningModule):
         network: nn.Module,
         card: NetworkCard,
         data: ImageData,
-        *,
-        lr: float,
-        warmup_epochs: float,
-        momentum: float,
-        weight_decay: float,
-        label_smoothing: float,
+        settings: TrainingSettings,
+        steps_per_epoch: int,
     ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
-        self._accuracy = MulticlassAccuracy(len(card.class_names), average="micro")
-        self._card = card
-        self._data = data
-        self._lr = lr
-        self._warmup_epochs = warmup_epochs
-        self._momentum = momentum
-        self._weight_decay = weight_decay
-        self._label_smoothing = label_smoothing
+        if settings.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        self.network = network
+        self._average: tuple[ModelEmaV3, ...] = ()
+        if settings.ema:
+            average = ModelEmaV3(network, decay=settings.ema, use_warmup=True)
+            self.trainee, self.network = network, average.module.requires_grad_(False)
+            self._average = (average,)  # in a tuple: its network is registered already
+        if settings.compile:
+            self._trained.compile()
+        self.schedule: Schedule = make_schedule(settings, steps_per_epoch)
+        self._mixup = _make_mixup(settings, len(card.class_names))
+        until = settings.mix_until
+        self._mixed_steps = (
+            self.schedule.steps if until is None else settings.steps(until, steps_per_epoch)
+        )
+        self._card, self._data, self._settings = card, data, settings
+        self._batches = 0
+        self._train_sums, self._test_sums = _no_sums(), _no_sums()
+
+    @property
+    def _trained(self) -> nn.Module:
+        return self.trainee if self._average else self.network
+
+    def train_means(self, *, all_processes: bool) -> tuple[float, float]:
+        """Loss and accuracy of this epoch's training images so far, of one process or of all.
+
+        Accuracy counts an image as right whose most probable class is its target's greatest.
+        """
+        sums = self._over_processes(self._train_sums) if all_processes else self._train_sums
+        loss, right, images = sums.tolist()
+        return loss / max(1, images), right / max(1, images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
+    def learning_rate(self, step: int) -> float:
+        """At ``step`` of the optimizer, counted from 0."""
+        return self._settings.lr * self.schedule(step)
+
+    def on_train_start(self) -> None:
+        self._batches = self.trainer.global_step * self._settings.accumulate
+        self._train_sums = self._train_sums.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        self._train_sums = _no_sums().to(self.device)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
-        if self.trainer.training:
+        training = self.trainer.training
+        if training:
+            seed_all(seed_of(self._settings.seed, self._batches, self.global_rank, 1))
+            self._batches += 1
             images = self._data.augmentation(images)
-        return self._data.preprocessing.normalize(images).to(self.dtype), labels
+        images = self._data.preprocessing.normalize(images).to(self.dtype)
+        if not self._settings.channels_last:
+            images = images.contiguous()
+        if training and self._mixup and self.trainer.global_step < self._mixed_steps:
+            images, labels = self._mixup(images, labels)
+        return images, labels
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self._label_smoothing)
-        self._log_mean("train_loss", loss, len(labels))
+        images, targets = batch
+        logits = self._trained(images)
+        mixed = targets.ndim == 2  # then label smoothing is in the targets already
+        smoothing = 0.0 if mixed else self._settings.label_smoothing
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        labels = targets.argmax(1) if mixed else targets
+        self._train_sums += _sums(loss, logits, labels)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({"train_loss": loss, "learning_rate": rate}, on_step=True, on_epoch=False)
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for average in self._average:
+            average.update(self._trained, step=self.trainer.global_step + 1)
+
+    def on_validation_start(self) -> None:
+        self._test_sums = _no_sums().to(self.device)
+        if self.trainer.world_size > 1:
+            # each process counted its own images into the running statistics; in the same order
+            # in all of them, or the statistics of one network would meet those of the other
+            for network in dict.fromkeys((self._trained, self.network)):
+                distribute_bn(network, self.trainer.world_size, reduce=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = self(images)
-        # a metric that counts: means of batches differ in the last bit between equal epochs
-        self._accuracy.update(logits, labels)
-        self._log_mean("test_loss", F.cross_entropy(logits, labels), len(labels))
-        self.log("test_accuracy", self._accuracy)
+        logits = self.network(images)
+        self._test_sums += _sums(F.cross_entropy(logits, labels), logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        loss, right, images = self._over_processes(self._test_sums).tolist()
+        self.log_dict({"test_loss": loss / images, "test_accuracy": right / images})
 
     def configure_optimizers(self) -> Any:
+        settings = self._settings
         optimizer = create_optimizer_v2(
-            self.network,
-            opt="sgd",  # timm's "sgd" is Nesterov's
-            lr=self._lr,
-            momentum=self._momentum,
-            weight_decay=self._weight_decay,
-            filter_bias_and_bn=False,
+            self._trained,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            filter_bias_and_bn=not settings.decay_all,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = round(steps * self._warmup_epochs / (self.trainer.max_epochs or 1))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, partial(warmup_cosine, warmup=warmup, steps=steps)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -107,6 +164,35 @@ class ImageClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD_KEY] = self._card.to_json()
+        # every process reads what one of them saved: the mean, so that their sum stays the same
+        sums = self._over_processes(self._train_sums) / self.trainer.world_size
+        checkpoint[SUMS_KEY] = sums.tolist()
 
-    def _log_mean(self, name: str, value: Tensor, count: int) -> None:
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._train_sums = torch.tensor(checkpoint[SUMS_KEY], dtype=torch.float64)
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+
+
+def _no_sums() -> Tensor:
+    # in float64, so that a million images count exactly
+    return torch.zeros(3, dtype=torch.float64)
+
+
+def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss over the images of a batch, those classified right, and all, to be added up."""
+    right = (logits.detach().argmax(1) == labels).sum()
+    parts = (loss.detach() * len(labels), right, torch.full_like(right, len(labels)))
+    return torch.stack([part.double() for part in parts])
+
+
+def _make_mixup(settings: TrainingSettings, classes: int) -> Mixup | None:
+    if not settings.mixup and not settings.cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        num_classes=classes,
+    )

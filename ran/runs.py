@@ -1,5 +1,6 @@
 """The folder a training writes."""
 
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 from .checkpoints import WEIGHTS_FILE
 from .errors import UserError
 from .files import read_json, write_json
+from .saving import BEST, LAST, PREVIOUS
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
 MASKS_FILE = "masks.png"
-#: Everything a training puts into its folder.
+#: What TensorBoard reads.
+LOG_FOLDER = "tensorboard"
+#: Everything a training may put into its folder.
 RUN_FILES = frozenset(
     {
         RUN_FILE,
@@ -25,8 +29,10 @@ RUN_FILES = frozenset(
         MASKS_FILE,
         WEIGHTS_FILE,
         "model.json",
-        "best.ckpt",
-        "last.ckpt",
+        BEST,
+        LAST,
+        PREVIOUS,
+        LOG_FOLDER,
     }
 )
 
@@ -42,7 +48,10 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise UserError(f"{folder}: expected a new output folder, it exists (--overwrite replaces)")
+        raise UserError(
+            f"{folder}: expected a new output folder, it exists (--resume continues, --overwrite "
+            "replaces)"
+        )
     try:
         read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION)
     except UserError:
@@ -58,18 +67,41 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"{folder}: expected files of `ran train` only, it holds {foreign[0]}")
 
 
+def saved_values(folder: Path) -> dict[str, Any]:
+    """The settings that the training in ``folder`` was started with, for ``make_settings``.
+
+    Raises:
+        UserError: no training wrote ``folder``.
+    """
+    content = read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION)
+    settings = content.get("settings")
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / RUN_FILE}: expected a field 'settings', it has none")
+    return {**settings, "output": folder, "resume": False, "overwrite": False}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a killed training had not finished writing."""
+    for path in folder.glob(".*.partial-*"):
+        path.unlink()
+
+
 def start_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Makes ``folder`` anew, with the settings and versions in ``run.json``.
 
     Call ``check_folder`` first: what is there is deleted.
     """
+    # made under another name, so that a kill leaves no folder that nothing is known of
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
+        partial.mkdir(parents=True)
+        write_run(partial, settings, {})
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        partial.rename(folder)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{folder}: cannot make the output folder: {error}") from None
-    write_run(folder, settings, {})
 
 
 def write_run(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:

@@ -1,36 +1,33 @@
 """Training a network: what ``ran train`` does."""
 
 import copy
-import logging
-import shutil
-import signal
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
 from . import runs
-from .callbacks import MetricsTable, ProgressLine, Row
+from .callbacks import Row
 from .checkpoints import NetworkCard, build_network, load_network, save_network
-from .classifier import ImageClassifier
 from .data import ImageData, load_data
+from .data.options import DataOptions
 from .devices import choose_device, choose_precision
+from .engine import Engine, run_engine
 from .errors import UserError
 from .masks import draw_test_masks
 from .plots import plot_curves
-from .settings import TrainingSettings
+from .processes import Processes, find_processes
+from .saving import BEST, LAST, PREVIOUS, find_checkpoint
+from .settings import TrainingSettings, make_settings, resumed
 
-#: Exit code of a training that SIGTERM stopped, as shells count.
-TERMINATED = 128 + signal.SIGTERM
+#: What the system says where a file cannot grow.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class TrainingResult:
             holds the weights of its epoch.
         last: the last row, whose choice owes nothing to the test images.
         parameters: of the network.
+        unreadable: images that were left out because they could not be read.
     """
 
     folder: Path
@@ -51,46 +49,116 @@ class TrainingResult:
     best: Row
     last: Row
     parameters: int
+    unreadable: int = 0
 
 
-def train(settings: TrainingSettings, console: Console | None = None) -> TrainingResult:
+def train(
+    settings: TrainingSettings,
+    console: Console | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> TrainingResult:
     """Trains a network and writes ``settings.folder``.
 
     The folder gets ``model.safetensors`` and ``model.json`` (see ``ran.checkpoints``), the
-    Lightning checkpoints ``best.ckpt`` and ``last.ckpt``, ``metrics.csv``, ``curves.png``,
-    ``masks.png`` and ``run.json``. Everything that can be checked is checked before it is made.
+    Lightning checkpoints ``best.ckpt``, ``last.ckpt`` and ``previous.ckpt``, ``metrics.csv``,
+    ``curves.png``, ``masks.png``, ``run.json`` and TensorBoard's logs, where that is installed.
+    Everything that can be checked is checked before it is made.
 
     The seed fixes every random number, so on a CPU two trainings with one seed and one number of
-    threads end with the same weights, bit for bit; on a GPU as far as PyTorch's operators allow.
-    The global random state of Python, NumPy and PyTorch is seeded too.
+    threads end with the same weights, bit for bit, however often one of them was killed and
+    resumed; on a GPU as far as PyTorch's operators allow. The global random state of Python,
+    NumPy and PyTorch is seeded too.
+
+    Under ``torchrun`` every process calls this; the first one writes and speaks.
 
     Args:
         settings: what to train.
         console: gets progress; None for silence.
+        callbacks: further ones of Lightning's.
 
     Raises:
-        UserError: names the setting, file or folder that is wrong. A training that fails in its
-            first epoch leaves no folder behind.
-        SystemExit: SIGTERM or an interrupt stopped it. ``last.ckpt`` holds the last whole epoch.
+        UserError: names the setting, file or folder that is wrong, or the step at which the loss
+            was no longer a number. A training that fails before its first checkpoint leaves no
+            folder behind.
+        SystemExit: SIGTERM or an interrupt stopped it. ``last.ckpt`` holds the last whole step.
     """
+    processes = find_processes()
+    console = console if processes.first else None
+    settings, checkpoint = _continue_from(settings, console, first=processes.first)
     usual_size = _check_model(settings)
-    runs.check_folder(settings.folder, overwrite=settings.overwrite)
+    if checkpoint is None and not settings.resume and processes.first:
+        runs.check_folder(settings.folder, overwrite=settings.overwrite)
     device = choose_device(settings.device)
+    if processes.count > 1 and device.type == "cuda":
+        device = torch.device("cuda", processes.local_rank)
     precision = choose_precision(settings.precision, device)
-    data = load_data(settings.data, settings.image_size or usual_size, settings.augmentation)
+    if settings.sync_bn and device.type == "cpu":
+        raise UserError("sync_bn: expected GPUs, PyTorch synchronises norms on them alone")
+    data = load_data(
+        settings.data,
+        settings.image_size or usual_size,
+        settings.augmentation,
+        DataOptions.of(settings),
+    )
     card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
 
     L.seed_everything(settings.seed, workers=True, verbose=False)
     network = card.build()
     _check_runs(network, card, settings.batch_size)
+    engine = Engine(
+        network=network,
+        card=card,
+        data=data,
+        settings=settings,
+        device=device,
+        precision=precision,
+        processes=processes,
+        checkpoint=checkpoint,
+    )
+    engine.check()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     if console:
-        summary = _summary(settings, data, device, precision, parameters)
-        console.print(summary, highlight=False, soft_wrap=True)
+        _print_summary(console, engine, parameters)
 
-    runs.start_folder(settings.folder, settings.to_json())
-    rows = _fit(network, card, data, settings, device, precision, console)
-    return _finish(settings, data, rows, parameters)
+    if processes.first:
+        if settings.resume and settings.folder.exists():
+            runs.remove_leftovers(settings.folder)
+            if checkpoint and checkpoint.name == PREVIOUS:
+                # damaged, and it must not become the previous one of the next
+                (settings.folder / LAST).unlink(missing_ok=True)
+        else:
+            runs.start_folder(settings.folder, settings.to_json())
+    try:
+        rows = run_engine(engine, console, callbacks)
+        return _finish(settings, data, rows, parameters, processes)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(f"{settings.folder}: cannot write: {error}") from None
+
+
+def _continue_from(
+    settings: TrainingSettings, console: Console | None, *, first: bool
+) -> tuple[TrainingSettings, Path | None]:
+    """The settings to train with, and the checkpoint to start from, if there is one."""
+    if not settings.resume:
+        return settings, None
+    if settings.overwrite:
+        raise UserError("resume: expected it without overwrite, got both")
+    if not settings.folder.exists() or not (first or (settings.folder / runs.RUN_FILE).exists()):
+        return settings, None  # not there, or about to be made by the first process
+    saved = make_settings(runs.saved_values(settings.folder))
+    if different := saved.differences(settings):
+        name = different[0]
+        raise UserError(
+            f"{name}: expected {getattr(saved, name)!r}, with which {settings.folder} was started, "
+            f"got {getattr(settings, name)!r}"
+        )
+    checkpoint, errors = find_checkpoint(settings.folder)
+    if console:
+        for error in errors:
+            console.print(f"{error}; going on from {checkpoint}", soft_wrap=True)
+    return resumed(saved, settings), checkpoint
 
 
 def _check_model(settings: TrainingSettings) -> int:
@@ -114,131 +182,63 @@ def _check_runs(network: nn.Module, card: NetworkCard, batch_size: int) -> None:
         raise UserError(f"model {card.model}: expected one value a class, options {card.options}")
 
 
-def _summary(
-    settings: TrainingSettings,
-    data: ImageData,
-    device: torch.device,
-    precision: str,
-    parameters: int,
-) -> str:
+def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
+    data, settings = engine.data, engine.settings
     size, channels = data.preprocessing.image_size, data.preprocessing.channels
-    return (
+    where = (
+        str(engine.device)
+        if engine.processes.count == 1
+        else (
+            f"{engine.processes.count} processes on {engine.processes.machines} machines, "
+            f"{engine.device.type}"
+        )
+    )
+    text = (
         f"{settings.model} ({parameters:,} parameters) on {data.name}: "
         f"{len(data.train):,} training and {len(data.test):,} test images of "
-        f"{channels}×{size}×{size}, {len(data.class_names)} classes; {device}, {precision}"
+        f"{channels}×{size}×{size}, {len(data.class_names)} classes; {where}, {engine.precision}"
     )
-
-
-def _fit(
-    network: nn.Module,
-    card: NetworkCard,
-    data: ImageData,
-    settings: TrainingSettings,
-    device: torch.device,
-    precision: str,
-    console: Console | None,
-) -> list[Row]:
-    classifier = ImageClassifier(
-        network,
-        card,
-        data,
-        lr=settings.lr,
-        warmup_epochs=settings.warmup_epochs,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        label_smoothing=settings.label_smoothing,
-    )
-    table = MetricsTable(settings.folder / runs.METRICS_FILE)
-    checkpoints = ModelCheckpoint(
-        dirpath=settings.folder,
-        filename="best",
-        monitor="test_accuracy",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    on_gpu = device.type == "cuda"
-    with _quiet(), _global_settings_restored():
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        trainer = L.Trainer(
-            default_root_dir=settings.folder,
-            accelerator="gpu" if on_gpu else "cpu",
-            devices=[device.index] if on_gpu else 1,
-            precision=precision,  # type: ignore[arg-type]  # checked against the same names
-            max_epochs=settings.epochs,
-            callbacks=[table, *([ProgressLine(console, table)] if console else []), checkpoints],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            # on a CPU every operator is deterministic, and the flag only makes it slower
-            deterministic="warn" if on_gpu else None,
+    console.print(text, highlight=False, soft_wrap=True)
+    if data.unreadable.found:
+        console.print(
+            f"{data.unreadable.found:,} unreadable images left out, first {data.unreadable.first}",
+            highlight=False,
+            soft_wrap=True,
         )
-        try:
-            trainer.fit(
-                classifier,
-                data.train_loader(settings.batch_size),
-                data.test_loader(settings.batch_size),
-            )
-        except BaseException as error:
-            if not table.rows:
-                shutil.rmtree(settings.folder)
-            if isinstance(error, UserError):
-                # a process that reads images puts its traceback before the message
-                raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
-            if isinstance(error, SIGTERMException):
-                raise SystemExit(TERMINATED) from None  # Lightning's own ends with code 0
-            raise
-    return table.rows
+    if engine.checkpoint:
+        console.print(f"going on from {engine.checkpoint}", highlight=False, soft_wrap=True)
 
 
 def _finish(
-    settings: TrainingSettings, data: ImageData, rows: list[Row], parameters: int
+    settings: TrainingSettings,
+    data: ImageData,
+    rows: list[Row],
+    parameters: int,
+    processes: Processes,
 ) -> TrainingResult:
     folder = settings.folder
-    network, card = load_network(folder / "best.ckpt")
-    save_network(network, card, folder)
-    plot_curves(folder / runs.CURVES_FILE, rows, title=f"{settings.model} on {data.name}")
-    draw_test_masks(network, card, data, folder / runs.MASKS_FILE)
     result = TrainingResult(
         folder=folder,
         rows=rows,
         best=max(rows, key=lambda row: row["test_accuracy"]),
         last=rows[-1],
         parameters=parameters,
+        unreadable=data.unreadable.count(),
     )
+    if not processes.first:
+        return result
+    network, card = load_network(folder / BEST)
+    save_network(network, card, folder)
+    plot_curves(folder / runs.CURVES_FILE, rows, title=f"{settings.model} on {data.name}")
+    draw_test_masks(network, card, data, folder / runs.MASKS_FILE)
     runs.write_run(
         folder,
-        settings.to_json(),
-        {"parameters": parameters, "best": result.best, "last": result.last},
+        replace(settings, resume=False, overwrite=False).to_json(),
+        {
+            "parameters": parameters,
+            "best": result.best,
+            "last": result.last,
+            "unreadable_images": result.unreadable,
+        },
     )
     return result
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself what Lightning says of things its user here cannot change."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _global_settings_restored() -> Iterator[None]:
-    """A training sets some of PyTorch's global settings, Lightning more; here they are put back."""
-    mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_deterministic_debug_mode(mode)
-        torch.backends.cudnn.benchmark = benchmark

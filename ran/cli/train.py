@@ -1,15 +1,17 @@
 """``ran train``."""
 
-import ast
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import UserError
-from ..settings import TrainingSettings
+from ..processes import find_processes
+from ..settings import TrainingSettings, make_settings
+
+if TYPE_CHECKING:
+    from ..training import TrainingResult
 
 
 def _default(name: str) -> str:
@@ -19,27 +21,60 @@ def _default(name: str) -> str:
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="Named settings, such as demo; options override them.")
+        str | None, typer.Argument(help="Settings with a name, see --list; options override them.")
     ] = None,
+    list_all: Annotated[
+        bool, typer.Option("--list", help="Print the recipes, or one with its settings, and end.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Such as attention56_cifar_pool.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, or folder:PATH.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, cifar10:PATH, cifar100:PATH, folder:PATH, imagenet:PATH, or timm's "
+            "hfds/NAME, wds/NAME:PATH."
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help=f"Passes over the training images{_default('epochs')}.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help=f"Images in a step, over all processes{_default('batch_size')}."),
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help=f"Learning rate at its peak{_default('lr')}.")
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help=f"Images in a step{_default('batch_size')}.")
-    ] = None,
     seed: Annotated[
         int | None, typer.Option(help=f"Fixes every random number{_default('seed')}.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other setting, as a recipe's file writes it: --set mixup=1.0, "
+            "--set model_options.width_multiplier=0.5; may be repeated.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="New folder to write; runs/MODEL-DATA if not given.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output folder of an earlier training.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the training in the output folder exactly where it stopped; start it "
+            "if there is none. With --output alone, its settings are taken from there.",
+        ),
+    ] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch cifar10, cifar100 or a reader's set.")
+    ] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave damaged images out and count them.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[
@@ -48,73 +83,63 @@ def train(
     threads: Annotated[
         int | None, typer.Option(help="Processor cores that compute; all if not given.")
     ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side in pixels of what the network sees; the model's usual if not given."
-        ),
-    ] = None,
-    augmentation: Annotated[
-        str | None, typer.Option(help="auto, none, shift, shift-flip or scale-flip.")
-    ] = None,
-    warmup_epochs: Annotated[
-        float | None,
-        typer.Option(help=f"In which the rate rises to its peak{_default('warmup_epochs')}."),
-    ] = None,
-    momentum: Annotated[
-        float | None, typer.Option(help=f"Nesterov's{_default('momentum')}.")
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help=f"Of every parameter{_default('weight_decay')}.")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None,
-        typer.Option(
-            help=f"Share of the target given to all classes{_default('label_smoothing')}."
-        ),
-    ] = None,
-    model_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Such as width_multiplier=0.5; may be repeated."),
-    ] = None,
 ) -> None:
-    """Train a network. Example: ran train --model attention56_cifar_pool --data digits"""
+    """Train a network. Example: ran train digits --epochs 5 --set ema=0.99"""
+    from ..recipes import combine, parse_overrides
+
+    if list_all:
+        _print_recipes(recipe)
+        return
     given = {
         "model": model,
         "data": data,
         "epochs": epochs,
-        "lr": lr,
         "batch_size": batch_size,
+        "lr": lr,
         "seed": seed,
         "output": output,
-        "overwrite": overwrite,
+        "overwrite": overwrite or None,
+        "resume": resume or None,
+        "download": download or None,
+        "skip_unreadable": skip_unreadable or None,
         "device": device,
         "precision": precision,
         "threads": threads,
-        "image_size": image_size,
-        "augmentation": augmentation,
-        "warmup_epochs": warmup_epochs,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
     }
-    model_options = dict(_key_and_value(option) for option in model_option or [])
+    options = {name: value for name, value in given.items() if value is not None}
+    overrides = parse_overrides(settings or [])
 
-    from ..recipes import load_recipe
+    if resume and output and not recipe and not model:
+        from ..runs import saved_values
 
-    settings = load_recipe(recipe) if recipe else {}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    settings["model_options"] = {**settings.get("model_options", {}), **model_options}
-    for name in ("model", "data"):
-        if name not in settings:
-            raise UserError(f"{name}: expected --{name} or a recipe, got neither")
-
-    checked = TrainingSettings(**settings)
+        checked = make_settings({**saved_values(output), **options, **overrides})
+    else:
+        checked = make_settings(combine(recipe, options, overrides))
 
     from ..training import train as run_training  # after the check: it takes seconds to load
 
-    console = Console()
+    console = Console(quiet=not find_processes().first)
     result = run_training(checked, console)
+    _print_result(console, result)
+
+
+def _print_recipes(name: str | None) -> None:
+    from ..recipes import list_recipes, load_recipe
+
+    console = Console()
+    if name:
+        recipe = load_recipe(name)
+        console.print(f"{recipe.about}\nsource: {recipe.source}", highlight=False, soft_wrap=True)
+        for key, value in recipe.settings.items():
+            console.print(f"{key} = {value!r}", highlight=False, soft_wrap=True)
+        return
+    table = Table("recipe", "what it is", "source")
+    for entry in map(load_recipe, list_recipes()):
+        table.add_row(entry.name, entry.about, entry.source)
+    console.print(table)
+
+
+def _print_result(console: Console, result: "TrainingResult") -> None:
     table = Table("", "epoch", "test accuracy", "test loss", "train loss", title=str(result.folder))
     for name, row in (("best", result.best), ("last", result.last)):
         table.add_row(
@@ -125,23 +150,12 @@ def train(
             f"{row['train_loss']:.4f}",
         )
     console.print(table)
-    seconds = result.last["seconds"]
-    console.print(
-        f"{len(result.rows)} epochs in {seconds:.0f} s. The best epoch is chosen by its accuracy "
-        "on the test images, the last is not.",
-        highlight=False,
-        soft_wrap=True,
+    text = (
+        f"{len(result.rows)} epochs in {result.last['seconds']:.0f} s. The best epoch is chosen by "
+        "its accuracy on the test images, the last is not."
     )
+    if result.unreadable:
+        text += f" {result.unreadable:,} unreadable images were left out."
+    console.print(text, highlight=False, soft_wrap=True)
     written = ", ".join(sorted(path.name for path in result.folder.iterdir()))
     console.print(f"Written to {result.folder}: {written}", highlight=False, soft_wrap=True)
-
-
-def _key_and_value(option: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` as a pair; VALUE is a Python literal (number, list, True) or else a string."""
-    key, equals, text = option.partition("=")
-    if not equals or not key.isidentifier() or not text:
-        raise UserError(f"model-option: expected KEY=VALUE, got {option!r}")
-    try:
-        return key, ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return key, text

@@ -1,11 +1,16 @@
 """Data sets, by the name that ``--data`` gives them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from . import augment
 from .dataset import Batch, ImageData
 from .images import SMALL_IMAGE, Preprocessing, read_image
+
+if TYPE_CHECKING:
+    from .options import DataOptions
 
 __all__ = ["AUGMENTATIONS", "Batch", "ImageData", "Preprocessing", "load_data", "read_image"]
 
@@ -16,40 +21,84 @@ AUGMENTATIONS = {
     "shift-flip": (augment.shift_flip, False),
     "scale-flip": (augment.flip, True),
 }
+_NAMES = "digits, cifar10:PATH, cifar100:PATH, folder:PATH, imagenet:PATH or READER/NAME[:PATH]"
+#: Sets that are always in memory at their final size.
+_SMALL = ("digits", "cifar10", "cifar100")
 
 
-def load_data(name: str, image_size: int, augmentation: str = "auto") -> ImageData:
+def load_data(
+    name: str,
+    image_size: int,
+    augmentation: str = "auto",
+    options: "DataOptions | None" = None,
+) -> ImageData:
     """The data set called ``name``.
 
     Args:
-        name: ``digits``, or ``folder:PATH`` with ``train/`` and ``test/`` (or ``val/``) in it.
+        name: one of
+
+            - ``digits``: scikit-learn's;
+            - ``cifar10:PATH``, ``cifar100:PATH``: the files that torchvision reads;
+            - ``folder:PATH`` with ``train/CLASS/image`` and ``test/CLASS/image`` (or ``val/``) in
+              it; all are decoded once at the start, and kept in memory where they fit;
+            - ``imagenet:PATH``: the same, but too many to decode them all first; always RGB;
+            - ``READER/NAME`` or ``READER/NAME:PATH``: timm's readers, where READER is ``hfds``,
+              ``hfids``, ``wds`` or ``tfds``.
         image_size: side in pixels of the square that the network sees.
         augmentation: a name in ``AUGMENTATIONS``, or ``auto``: ``shift`` for digits, which have a
             left and a right; ``shift-flip`` for other small images; ``scale-flip`` for large ones.
+        options: how to read it; the defaults if None.
 
     Raises:
-        UserError: no such data set or augmentation, or ``folder:PATH`` lacks something.
+        UserError: no such data set or augmentation, or the set lacks something.
     """
     kind, _, path = name.partition(":")
-    if name != "digits" and (kind != "folder" or not path):
-        raise UserError(f"data: expected digits or folder:PATH, got {name!r}")
+    reader = kind.partition("/")[0] if "/" in kind else ""
     if augmentation == "auto":
         if name == "digits":
             augmentation = "shift"
         else:
-            augmentation = "shift-flip" if image_size <= SMALL_IMAGE else "scale-flip"
+            small = image_size <= SMALL_IMAGE or kind in _SMALL
+            augmentation = "shift-flip" if small else "scale-flip"
     if augmentation not in AUGMENTATIONS:
         expected = ", ".join(["auto", *AUGMENTATIONS])
         raise UserError(f"augmentation: expected one of {expected}, got {augmentation!r}")
     batch_augmentation, random_scale = AUGMENTATIONS[augmentation]
+    if random_scale and kind in _SMALL:
+        raise UserError(f"augmentation: {kind} takes none, shift or shift-flip, got scale-flip")
 
     # imported here: scikit-learn and timm take a second to load, and prediction needs neither
+    from .options import DataOptions
+
+    options = options or DataOptions()
+    data: ImageData
     if name == "digits":
-        if random_scale:
-            raise UserError("augmentation: digits takes none, shift or shift-flip, got scale-flip")
         from .digits import load_digits
 
-        return load_digits(image_size, batch_augmentation)
-    from .folder import load_folder
+        data = load_digits(image_size)
+    elif kind in ("cifar10", "cifar100") and path:
+        from .cifar import CIFAR10, CIFAR100, load_cifar
 
-    return load_folder(Path(path), image_size, batch_augmentation, random_scale=random_scale)
+        set_class = CIFAR10 if kind == "cifar10" else CIFAR100
+        data = load_cifar(set_class, Path(path), image_size, download=options.download)
+    elif kind in ("folder", "imagenet") and path:
+        from .folder import load_folder
+
+        data = load_folder(
+            Path(path),
+            image_size,
+            options,
+            random_scale=random_scale,
+            check=kind == "folder",
+        )
+    elif reader:
+        from .readers import READERS, load_reader
+
+        if reader not in READERS:
+            raise UserError(f"data: expected a reader of {', '.join(READERS)}, got {name!r}")
+        data = load_reader(name, image_size, options, random_scale=random_scale)
+    else:
+        raise UserError(f"data: expected {_NAMES}, got {name!r}")
+    mean = data.preprocessing.mean
+    augment_batch = augment.followed_by_cutout(batch_augmentation, options.cutout, mean)
+    return replace(data, name=name, augmentation=augment_batch)

@@ -35,3 +35,30 @@ def shift_flip(images: Tensor) -> Tensor:
 def unchanged(images: Tensor) -> Tensor:
     """No augmentation."""
     return images
+
+
+def followed_by_cutout(
+    augmentation: Augmentation, size: int, mean: tuple[float, ...]
+) -> Augmentation:
+    """``augmentation``, then ``cutout`` of ``size`` pixels to ``mean``, if ``size`` is not 0."""
+    return (lambda images: cutout(augmentation(images), size, mean)) if size else augmentation
+
+
+def cutout(images: Tensor, size: int, mean: tuple[float, ...]) -> Tensor:
+    """Blanks a square of ``size`` pixels, or what of it is inside, at random in every image.
+
+    As DeVries & Taylor 2017 (arXiv 1708.04552): its centre is uniform over the image, and the
+    blank is ``mean`` (of each channel, 0 to 1), which is 0 once it is normalised.
+    """
+    count, channels, height, width = images.shape
+    rows = _around_a_random_place(height, size, count, images.device)[:, None, :, None]
+    columns = _around_a_random_place(width, size, count, images.device)[:, None, None, :]
+    blank = torch.tensor(mean, device=images.device).mul(255).round().to(images.dtype)
+    return torch.where(rows & columns, blank.view(1, channels, 1, 1), images)
+
+
+def _around_a_random_place(length: int, size: int, count: int, device: torch.device) -> Tensor:
+    """(count, length) bool: ``size`` places around a random one in each row."""
+    start = torch.randint(length, (count, 1), device=device) - size // 2
+    offset = torch.arange(length, device=device) - start
+    return (offset >= 0) & (offset < size)

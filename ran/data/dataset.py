@@ -1,15 +1,17 @@
 """What training needs to know of a data set, and its batches."""
 
-from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..errors import UserError
 from .augment import Augmentation
 from .images import Preprocessing
+from .order import TestOrder, TrainingOrder
 
 #: (N, C, H, W) uint8 images and (N,) int64 class numbers.
 Batch = tuple[Tensor, Tensor]
@@ -23,6 +25,49 @@ class Split(Sized, Protocol):
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """Images (N, C, H, W) uint8 and their classes (N,) int64, held as tensors on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(indices, device=self.labels.device)
+        return self.images[chosen], self.labels[chosen]
+
+    def to(self, device: torch.device) -> "InMemory":
+        return InMemory(self.images.to(device), self.labels.to(device))
+
+
+@dataclass
+class Unreadable:
+    """Images that could not be read and were left out.
+
+    Attributes:
+        found: how many before the training, all of them looked at.
+        first: what was wrong with the first of them.
+        marks: one a file, in memory that worker processes share: not 0 where one was found to be
+            unreadable since.
+    """
+
+    found: int = 0
+    first: str = ""
+    marks: list[Tensor] = field(default_factory=list)
+
+    def new_marks(self, files: int) -> Tensor:
+        """Marks for ``files`` more."""
+        self.marks.append(torch.zeros(files, dtype=torch.uint8).share_memory_())
+        return self.marks[-1]
+
+    def count(self) -> int:
+        """How many are known of by now."""
+        return self.found + sum(int(marks.count_nonzero()) for marks in self.marks)
+
+
+@dataclass(frozen=True)
 class ImageData:
     """A data set with its training and test part.
 
@@ -33,6 +78,7 @@ class ImageData:
         train, test: the two parts.
         augmentation: applied to training batches on the device.
         workers: processes that read images ahead; 0 where they are in memory already.
+        unreadable: what was left out.
     """
 
     name: str
@@ -42,29 +88,66 @@ class ImageData:
     test: Split
     augmentation: Augmentation
     workers: int
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
-    def train_loader(self, batch_size: int) -> "DataLoader[Batch]":
-        """Shuffled batches. A last batch that would be smaller is left out: it would weigh as
-        much as the others, and a batch of one image has no variance to normalise by."""
-        return self._loader(
-            self.train, batch_size, shuffle=True, drop_last=len(self.train) >= batch_size
-        )
+    def on(self, device: torch.device) -> "ImageData":
+        """The same data; what is in memory is on ``device``, so no step waits for a copy."""
+        parts = {
+            name: part.to(device)
+            for name, part in (("train", self.train), ("test", self.test))
+            if isinstance(part, InMemory)
+        }
+        return replace(self, **parts)  # type: ignore[arg-type]
 
-    def test_loader(self, batch_size: int) -> "DataLoader[Batch]":
-        """Every test image, in order."""
-        return self._loader(self.test, batch_size, shuffle=False, drop_last=False)
-
-    def _loader(
-        self, split: Split, batch_size: int, *, shuffle: bool, drop_last: bool
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        parts: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        done: Callable[[], int] | None = None,
     ) -> "DataLoader[Batch]":
+        """Shuffled batches of one process; the arguments are ``ran.data.order.TrainingOrder``'s.
+
+        Raises UserError where ``batch_size`` cannot be shared.
+        """
+        try:
+            order = TrainingOrder(
+                len(self.train),
+                batch_size,
+                parts=parts,
+                seed=seed,
+                rank=rank,
+                processes=processes,
+                done=done,
+            )
+        except ValueError as error:
+            raise UserError(f"batch_size: expected {error}") from None
+        if hasattr(self.train, "stream"):
+            return self.train.stream(order.share, len(order), self.workers)
+        return self._loader(self.train, order)
+
+    def test_loader(
+        self, batch_size: int, *, rank: int = 0, processes: int = 1
+    ) -> "DataLoader[Batch]":
+        """Every test image, in order; a process' share of them, where there are several."""
+        if hasattr(self.test, "stream"):
+            return self.test.stream(batch_size, None, self.workers)
+        if len(self.test) < processes:
+            raise UserError(f"{self.name}: expected {processes} test images, has {len(self.test)}")
+        order = TestOrder(len(self.test), batch_size, rank=rank, processes=processes)
+        return self._loader(self.test, order)
+
+    def _loader(self, split: Split, order: Iterable[list[int]]) -> "DataLoader[Batch]":
+        workers = 0 if isinstance(split, InMemory) else self.workers
         return DataLoader(
             split,  # type: ignore[arg-type]  # a Dataset by its methods, not by its base class
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            batch_sampler=order,  # likewise a Sampler
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available() and not isinstance(split, InMemory),
             collate_fn=_already_a_batch,
         )
 

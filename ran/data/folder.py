@@ -1,99 +1,172 @@
 """Image files in folders: ``train/CLASS/image`` and ``test/CLASS/image`` (or ``val/``)."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets import ImageFolder
-from torchvision.transforms.v2 import functional as tvf
 
 from ..cores import usable_cores
 from ..errors import UserError
-from .augment import Augmentation
-from .dataset import Batch, ImageData
+from .augment import unchanged
+from .dataset import Batch, ImageData, InMemory, Split, Unreadable
 from .images import IMAGE_SUFFIXES, SMALL_IMAGE, Preprocessing, check_images, open_image
+from .options import DataOptions
+from .order import seed_all
+from .transforms import to_size, training_transform
 
 #: What the centre crop keeps of images larger than SMALL_IMAGE: 224 of 256, as is usual.
 CROP_FRACTION = 0.875
-#: More readers than this for one process help little, and each holds the libraries once more.
-MOST_WORKERS = 8
+#: Bytes of uint8 up to which all images of a folder are held in memory at their final size.
+IN_MEMORY = 4 << 30
+#: Files one after another that may be unreadable before that ends a training.
+MOST_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
 class Files:
-    """Images read from their files when they are asked for."""
+    """Images read from their files when they are asked for.
 
-    folder: ImageFolder
+    Attributes:
+        samples: path and class number of each.
+        transform: of an image to (C, H, W) uint8, at random if ``random``.
+        channels: 1 or 3.
+        random: the transform is seeded for each batch of a ``Draw``.
+        marks: one a sample, where an unreadable file is marked and the next one taken in its
+            place; None makes it an error.
+    """
+
+    samples: Sequence[tuple[str, int]]
     transform: Callable[[Image.Image], Tensor]
+    channels: int
+    random: bool = False
+    marks: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.folder)
+        return len(self.samples)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        samples = [self.folder[index] for index in indices]
+        seed = getattr(indices, "seed", None)
+        if self.random and seed is not None:
+            seed_all(seed)
+        samples = [self._read(index) for index in indices]
         return (
             torch.stack([self.transform(image) for image, _ in samples]),
             torch.tensor([label for _, label in samples]),
         )
 
+    def _open(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return open_image(path, self.channels), label
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        for _ in range(MOST_IN_A_ROW):
+            try:
+                return self._open(index)
+            except UserError as error:
+                if self.marks is None:
+                    raise
+                self.marks[index] = 1
+                reason = error
+                index = (index + 1) % len(self.samples)
+        raise UserError(f"{MOST_IN_A_ROW} images one after another are unreadable: {reason}")
+
 
 def load_folder(
-    root: Path, image_size: int, augmentation: Augmentation, *, random_scale: bool
+    root: Path,
+    image_size: int,
+    options: DataOptions,
+    *,
+    random_scale: bool,
+    check: bool = True,
 ) -> ImageData:
-    """The images under ``root``, which are all decoded once to find damaged ones.
+    """The images under ``root``; in memory where they are small enough together.
 
-    Grayscale where every image is, RGB otherwise.
+    Grayscale where every image is, RGB otherwise. Without augmentation in batches: the caller
+    sets that.
 
     Args:
         root: holds ``train`` and ``test`` or, where that is missing, ``val``; each has one folder
             a class, the same in both.
         image_size: side of the square that the network sees.
-        augmentation: of training batches.
-        random_scale: train on crops of random scale, ratio and colour before ``augmentation``.
+        options: how to read them.
+        random_scale: train on crops of random scale, ratio and colour.
+        check: decode all images once to find damaged ones. Without, they are found when they are
+            read, and the images are RGB: for a set that takes hours to read.
 
     Raises:
         UserError: names a missing folder, a class without images or in one part only, or an
             image that cannot be read.
     """
-    train_root, test_root = _parts(root)
-    parts = [_class_names(train_root), _class_names(test_root)]
-    if parts[0] != parts[1]:
-        odd = sorted(set(parts[0]) ^ set(parts[1]))[0]
-        where = train_root if odd in parts[1] else test_root
+    part_roots = _parts(root)
+    class_names = [_class_names(part) for part in part_roots]
+    if class_names[0] != class_names[1]:
+        odd = sorted(set(class_names[0]) ^ set(class_names[1]))[0]
+        where = part_roots[0] if odd in class_names[1] else part_roots[1]
         raise UserError(f"{where}: expected the same classes as beside it, has no {odd!r}")
 
     folders = [
-        ImageFolder(str(part), is_valid_file=_is_image, allow_empty=True)
-        for part in (train_root, test_root)
+        ImageFolder(str(part), is_valid_file=_is_image, allow_empty=True) for part in part_roots
     ]
-    for part, folder in zip((train_root, test_root), folders, strict=True):
-        _refuse_empty_classes(part, folder)
-    grayscale = check_images([path for folder in folders for path, _ in folder.samples])
-    for folder in folders:
-        folder.loader = partial(open_image, channels=1 if grayscale else 3)
+    unreadable, grayscale = Unreadable(), False
+    samples = [folder.samples for folder in folders]
+    if check:
+        grayscale, samples = _readable(samples, unreadable, skip=options.skip_unreadable)
+    for part, folder, kept in zip(part_roots, folders, samples, strict=True):
+        _refuse_empty_classes(part, folder.class_to_idx, kept)
 
+    channels, size = 1 if grayscale else 3, image_size
     preprocessing = Preprocessing(
-        image_size=image_size,
-        crop_fraction=1.0 if image_size <= SMALL_IMAGE else CROP_FRACTION,
+        image_size=size,
+        crop_fraction=1.0 if size <= SMALL_IMAGE else CROP_FRACTION,
         mean=_gray(IMAGENET_DEFAULT_MEAN) if grayscale else IMAGENET_DEFAULT_MEAN,
         std=_gray(IMAGENET_DEFAULT_STD) if grayscale else IMAGENET_DEFAULT_STD,
     )
-    to_size = partial(_to_size, preprocessing)
+    plain = partial(to_size, preprocessing)
+    transforms = [training_transform(size, options) if random_scale else plain, plain]
+    splits: list[Split] = []
+    for number, kept in enumerate(samples):
+        marks = unreadable.new_marks(len(kept)) if options.skip_unreadable else None
+        is_random = random_scale and number == 0
+        split = Files(kept, transforms[number], channels, random=is_random, marks=marks)
+        fits = len(kept) * channels * size * size <= IN_MEMORY
+        splits.append(_decoded(split) if check and fits and not is_random else split)
     return ImageData(
         name=f"folder:{root}",
-        class_names=tuple(parts[0]),
+        class_names=tuple(class_names[0]),
         preprocessing=preprocessing,
-        train=Files(folders[0], _random_scale(image_size) if random_scale else to_size),
-        test=Files(folders[1], to_size),
-        augmentation=augmentation,
-        workers=min(MOST_WORKERS, usable_cores() - 1),
+        train=splits[0],
+        test=splits[1],
+        augmentation=unchanged,
+        workers=options.worker_count(),
+        unreadable=unreadable,
+    )
+
+
+def _readable(
+    parts: list[list[tuple[str, int]]], unreadable: Unreadable, *, skip: bool
+) -> tuple[bool, list[list[tuple[str, int]]]]:
+    """Whether all images are grayscale, and the samples that are left."""
+    paths = [path for part in parts for path, _ in part]
+    grayscale, errors = check_images(paths, skip=skip)
+    bad = {path: error for path, error in zip(paths, errors, strict=True) if error}
+    if bad:
+        unreadable.found, unreadable.first = len(bad), str(next(iter(bad.values())))
+    return grayscale, [[sample for sample in part if sample[0] not in bad] for part in parts]
+
+
+def _decoded(files: Files) -> InMemory:
+    chunks = [range(start, min(start + 256, len(files))) for start in range(0, len(files), 256)]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        batches = list(pool.map(files.__getitems__, chunks))
+    return InMemory(
+        torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
     )
 
 
@@ -114,9 +187,11 @@ def _class_names(part: Path) -> list[str]:
     return names
 
 
-def _refuse_empty_classes(part: Path, folder: ImageFolder) -> None:
-    found = set(folder.targets)
-    for name, number in folder.class_to_idx.items():
+def _refuse_empty_classes(
+    part: Path, numbers: dict[str, int], samples: list[tuple[str, int]]
+) -> None:
+    found = {label for _, label in samples}
+    for name, number in numbers.items():
         if number not in found:
             raise UserError(f"{part / name}: expected images of class {name!r}, has none")
 
@@ -127,14 +202,3 @@ def _is_image(path: str) -> bool:
 
 def _gray(rgb: tuple[float, ...]) -> tuple[float, ...]:
     return (round(sum(rgb) / len(rgb), 3),)
-
-
-def _to_size(preprocessing: Preprocessing, image: Image.Image) -> Tensor:
-    return preprocessing.resize(tvf.pil_to_tensor(image))
-
-
-def _random_scale(image_size: int) -> Any:
-    # timm's transforms for ImageNet, without the flip, which is done in batches
-    return create_transform(
-        image_size, is_training=True, hflip=0.0, interpolation="bilinear", normalize=False
-    )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +107,25 @@ def read_image(path: str | Path, channels: int) -> Tensor:
     return tvf.pil_to_tensor(open_image(path, channels))
 
 
-def check_images(paths: Iterable[str | Path]) -> bool:
+def check_images(
+    paths: Iterable[str | Path], *, skip: bool = False
+) -> tuple[bool, list[UserError | None]]:
     """Decodes every file once, so that a damaged one is found now and not in the tenth epoch.
 
     Returns:
-        Whether all of them are grayscale.
+        Whether all that can be decoded are grayscale; and, for each that cannot, what is wrong
+        or None otherwise, in the order of ``paths``.
 
     Raises:
-        UserError: names the first file that cannot be decoded.
+        UserError: names the first file that cannot be decoded, unless ``skip``.
     """
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return all(list(pool.map(_check_image, paths)))
+        found = list(pool.map(partial(_check_image, skip=skip), paths))
+    grayscale = all(entry for entry in found if isinstance(entry, bool))
+    return grayscale, [None if isinstance(entry, bool) else entry for entry in found]
 
 
-def _check_image(path: str | Path) -> bool:
+def _check_image(path: str | Path, *, skip: bool) -> bool | UserError:
     try:
         with Image.open(path) as image:
             grayscale = image.mode in ("1", "L") or image.mode.startswith("I")
@@ -127,6 +133,8 @@ def _check_image(path: str | Path) -> bool:
             image.draft(image.mode, (1, 1))
             image.load()
     except Exception as error:
+        if skip:
+            return _unreadable(path, error)
         raise _unreadable(path, error) from None
     return grayscale
 

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,14 @@ from typer.testing import CliRunner, Result
 from ran.cli import app
 from ran.data import load_data
 from ran.recipes import list_recipes, load_recipe
-from ran.settings import TrainingSettings
+from ran.settings import TrainingSettings, make_settings
 
 from ..training.helpers import TINY, TINY_OPTIONS, make_folder, random_image
 
 TINY_ARGUMENTS = [
-    *("--model", TINY["model"], "--data", "digits", "--image-size", "16", "--threads", "1"),
-    *("--batch-size", "32", "--device", "cpu", "--augmentation", "none"),
-    *(f"--model-option={key}={value}" for key, value in TINY_OPTIONS.items()),
+    *("--model", TINY["model"], "--data", "digits", "--set", "image_size=16", "--threads", "1"),
+    *("--batch-size", "32", "--device", "cpu", "--set", "augmentation=none"),
+    *(f"--set=model_options.{key}={value}" for key, value in TINY_OPTIONS.items()),
 ]
 
 
@@ -83,7 +84,8 @@ def refused(result: Result, *expected: str) -> None:
     [
         (["--model", "attention56_cifar_pol"], ["attention56_cifar_pol", "attention56_cifar_pool"]),
         (["--data", "folder:/nowhere/at/all"], ["/nowhere/at/all", "expected a folder"]),
-        (["--data", "cifar"], ["'cifar'", "digits or folder:PATH"]),
+        (["--data", "cifar"], ["'cifar'", "digits, cifar10:PATH"]),
+        (["--data", "cifar10:/nowhere"], ["/nowhere/cifar-10-batches-py", "--download"]),
         (["--device", "abacus"], ["'abacus'", "cuda:N"]),
         (["--precision", "half"], ["'half'", "bf16-mixed"]),
         (["--epochs", "0"], ["epochs", "got 0"]),
@@ -91,13 +93,16 @@ def refused(result: Result, *expected: str) -> None:
         (["--batch-size", "0"], ["batch_size", "got 0"]),
         (["--lr", "-0.1"], ["lr", "got -0.1"]),
         (["--lr", "0"], ["lr", "got 0.0"]),
-        (["--model-option", "depth"], ["KEY=VALUE", "'depth'"]),
-        (["--model-option", "=3"], ["KEY=VALUE", "'=3'"]),
-        (["--model-option", "depth="], ["KEY=VALUE", "'depth='"]),
-        (["--model-option", "depth=3"], ["depth"]),
-        (["--model-option", "activation=soft"], ["activation", "'soft'"]),
-        (["--image-size", "1"], ["image size 1"]),
-        (["no-such-recipe"], ["'no-such-recipe'", "demo"]),
+        (["--set", "depth"], ["KEY=VALUE", "'depth'"]),
+        (["--set", "=3"], ["KEY=VALUE", "'=3'"]),
+        (["--set", "depth="], ["KEY=VALUE", "'depth='"]),
+        (["--set", "depth=3"], ["'depth'", "TrainingSettings"]),
+        (["--set", "lr=fast"], ["lr", "expected a number", "'fast'"]),
+        (["--set", "model_options.depth=3"], ["depth"]),
+        (["--set", "model_options.activation=soft"], ["activation", "'soft'"]),
+        (["--set", "image_size=1"], ["image size 1"]),
+        (["no-such-recipe"], ["'no-such-recipe'", "digits"]),
+        (["--resume", "--overwrite"], ["resume", "overwrite"]),
     ],
 )
 def test_bad_training_arguments(tmp_path: Path, arguments: list[str], expected: list[str]) -> None:
@@ -190,29 +195,34 @@ def test_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr("ran.training.train", stop)
     result = ran(
-        *("train", "demo", "--epochs", 7, "--lr", 0.5, "--output", tmp_path, "--seed", 3),
-        *("--model-option", "residual=False", "--model-option", "activation=channel"),
+        *("train", "digits", "--epochs", 7, "--lr", 0.5, "--output", tmp_path, "--seed", 3),
+        *("--set", "model_options.residual=false", "--set", "seed=4", "--skip-unreadable"),
     )
     assert isinstance(result.exception, StopError)
-    recipe = load_recipe("demo")
-    assert seen == [
-        TrainingSettings(
-            **{
-                **recipe,
-                "epochs": 7,
-                "lr": 0.5,
-                "output": tmp_path,
-                "seed": 3,
-                "model_options": {
-                    **recipe["model_options"],
-                    "residual": False,
-                    "activation": "channel",
-                },
-            }
-        )
-    ]
+    recipe = load_recipe("digits").settings
+    options = {**recipe["model_options"], "residual": False}
+    changes = {"epochs": 7, "lr": 0.5, "output": tmp_path, "seed": 4, "skip_unreadable": True}
+    assert seen == [make_settings({**recipe, **changes, "model_options": options})]
 
 
-@pytest.mark.parametrize("name", list_recipes())
-def test_recipes_are_valid_settings(name: str) -> None:
-    TrainingSettings(**load_recipe(name))
+def test_recipes_are_listed_with_their_sources_and_settings() -> None:
+    result = ran("train", "--list")
+    assert result.exit_code == 0
+    for name in list_recipes():
+        assert name in result.stdout
+    assert "Woo et al." in result.stdout
+    result = ran("train", "cifar-paper", "--list")
+    assert "iterations = 160000" in result.stdout
+    assert "arXiv 1704.06904" in result.stdout
+
+
+def test_a_training_resumes_from_its_folder_alone(run: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    result = ran("train", "--resume", "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert f"going on from {folder / 'last.ckpt'}" in result.stdout
+    weights = [(each / "model.safetensors").read_bytes() for each in (run[0], folder)]
+    assert weights[0] == weights[1]
+    refused(ran("train", "--resume", "--output", folder, "--lr", 0.2), "lr: expected 0.1")
+    refused(ran("train", "--resume", "--output", tmp_path / "no"), str(tmp_path / "no"))

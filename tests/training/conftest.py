@@ -6,7 +6,7 @@ import pytest
 
 import ran.training
 from ran.data import ImageData, load_data
-from ran.data.digits import InMemory
+from ran.data.dataset import InMemory
 from ran.training import TrainingResult, train
 
 from .helpers import tiny_settings

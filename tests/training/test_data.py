@@ -26,7 +26,8 @@ def test_digits_are_split_the_same_way_every_time_and_by_class() -> None:
 
 def test_batches_are_whole_and_shuffled_in_training_and_complete_in_tests() -> None:
     data = load_data("digits", 8)
-    orders = [torch.cat([labels for _, labels in data.train_loader(100)]) for _ in range(2)]
+    loader = data.train_loader(100)
+    orders = [torch.cat([labels for _, labels in loader]) for _ in range(2)]
     assert [len(order) for order in orders] == [1400, 1400]
     assert not torch.equal(*orders)
     found = torch.cat([labels for _, labels in data.test_loader(100)])

@@ -1,27 +1,28 @@
 import csv
-import os
-import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 import ran.data.folder
 from ran import runs
 from ran.callbacks import COLUMNS
 from ran.checkpoints import load_network
-from ran.classifier import warmup_cosine
 from ran.data import load_data
 from ran.errors import UserError
 from ran.files import read_json
 from ran.prediction import class_probabilities
+from ran.recipes import load_recipe
 from ran.settings import TrainingSettings
 from ran.training import TrainingResult, train
 
-from .helpers import TINY_OPTIONS, make_folder, tiny_settings
+from .helpers import make_folder, tiny_settings
 
 
 def test_a_tiny_network_learns_digits(trained: TrainingResult) -> None:
@@ -30,7 +31,9 @@ def test_a_tiny_network_learns_digits(trained: TrainingResult) -> None:
 
 
 def test_the_folder_holds_what_is_documented(trained: TrainingResult) -> None:
-    assert {path.name for path in trained.folder.iterdir()} == runs.RUN_FILES
+    logs = {runs.LOG_FOLDER} if find_spec("tensorboard") else set()
+    found = {path.name for path in trained.folder.iterdir()}
+    assert found == runs.RUN_FILES - {runs.LOG_FOLDER} | logs
 
 
 def test_metrics_csv_has_a_row_for_each_epoch(trained: TrainingResult) -> None:
@@ -165,87 +168,21 @@ def test_an_image_damaged_during_training_is_named_and_no_folder_is_left(
     data = make_folder(tmp_path / "pets")
     damaged = data / "train" / "dog" / "2.png"
     damaged.write_bytes(b"no image")
-    monkeypatch.setattr(ran.data.folder, "check_images", lambda paths: False)
+    monkeypatch.setattr(
+        ran.data.folder, "check_images", lambda paths, skip: (False, [None] * len(paths))
+    )
+    settings = tiny_settings(
+        tmp_path / "run",
+        data=f"folder:{data}",
+        epochs=1,
+        batch_size=4,
+        augmentation="scale-flip",  # reads its files anew in each epoch
+    )
     with pytest.raises(UserError) as caught:
-        train(tiny_settings(tmp_path / "run", data=f"folder:{data}", epochs=1, batch_size=4))
+        train(settings)
     assert str(caught.value).startswith(f"{damaged}: expected a readable image")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.usefixtures("few_digits")
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_sigterm_stops_with_its_code_and_keeps_whole_epochs(
-    epoch: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    steps = []
-
-    def stop(images: torch.Tensor) -> torch.Tensor:
-        steps.append(1)
-        if len(steps) == 3 * epoch - 1:  # the second of an epoch's three
-            os.kill(os.getpid(), signal.SIGTERM)
-        return images
-
-    monkeypatch.setitem(ran.data.AUGMENTATIONS, "none", (stop, False))
-    with pytest.raises(SystemExit) as caught:
-        train(tiny_settings(tmp_path / "run", epochs=3), Console())
-    assert caught.value.code == 128 + signal.SIGTERM
-    assert f"stopped after {epoch - 1} of 3 epochs" in capsys.readouterr().out
-    if epoch == 1:
-        assert not (tmp_path / "run").exists()
-    else:
-        load_network(tmp_path / "run" / "last.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"epochs": 0}, "epochs: expected a positive integer, got 0"),
-        ({"batch_size": -1}, "batch_size: expected a positive integer, got -1"),
-        ({"image_size": 0}, "image_size: expected a positive integer, got 0"),
-        ({"threads": 0}, "threads: expected a positive integer, got 0"),
-        ({"lr": 0.0}, "lr: expected a positive number, got 0.0"),
-        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
-        ({"seed": -1}, "seed: expected 0 to"),
-        ({"momentum": 1.0}, "momentum: expected 0 or more and less than 1, got 1.0"),
-        ({"label_smoothing": 1.0}, "label_smoothing: expected 0 or more and less than 1"),
-        ({"weight_decay": -1.0}, "weight_decay: expected 0 or more, got -1.0"),
-        ({"warmup_epochs": 101.0}, "warmup_epochs: expected 0 to epochs (100), got 101.0"),
-        ({"model": "attention65"}, "attention56"),
-        ({"model_options": {**TINY_OPTIONS, "depth": 3}}, "depth"),
-        ({"model_options": {**TINY_OPTIONS, "in_chans": 3}}, "in_chans"),
-        ({"model_options": {**TINY_OPTIONS, "features_only": True}}, "features_only"),
-        ({"model_options": {"widths": {1}}}, "JSON"),
-        ({"data": "digit"}, "data: expected digits or folder:PATH, got 'digit'"),
-        ({"data": "folder:"}, "data: expected digits or folder:PATH, got 'folder:'"),
-        ({"augmentation": "much"}, "augmentation: expected one of auto, none"),
-        ({"augmentation": "scale-flip"}, "augmentation: digits takes"),
-        ({"device": "tpu"}, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
-        ({"device": "cuda:99"}, "device: expected one of"),
-        ({"precision": "8"}, "precision: expected auto, 32"),
-        ({"precision": "16-mixed"}, "precision: 16-mixed needs a CUDA device"),
-        ({"image_size": 2}, "image size 2"),
-    ],
-)
-def test_bad_settings_are_named_before_anything_is_written(
-    tmp_path: Path, changes: dict[str, object], expected: str
-) -> None:
-    with pytest.raises(UserError) as caught:
-        train(tiny_settings(tmp_path / "run", **changes))
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_learning_rate_rises_on_a_line_and_falls_on_a_cosine() -> None:
-    shares = [warmup_cosine(step, warmup=3, steps=11) for step in range(11)]
-    assert shares[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert shares[7] == pytest.approx(0.5)
-    assert shares[10] == pytest.approx(0.0380602)
-    assert warmup_cosine(0, warmup=0, steps=1) == 1.0
 
 
 @pytest.mark.usefixtures("few_digits")
@@ -261,6 +198,60 @@ def test_training_on_a_gpu(tmp_path: Path) -> None:
     assert result.last["test_accuracy"] > 0.9
 
 
+@pytest.mark.gpu
+def test_the_fast_recipes_options_on_a_gpu(tmp_path: Path) -> None:
+    names = ("precision", "compile", "channels_last", "ema", "schedule", "label_smoothing")
+    options = {name: load_recipe("cifar-fast").settings[name] for name in names}
+    settings = tiny_settings(tmp_path / "run", epochs=5, device="auto", **options, cutout=2)
+    assert train(settings).last["test_accuracy"] > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("few_digits")
+def test_a_deterministic_training_on_a_gpu_ends_with_the_same_bits(tmp_path: Path) -> None:
+    weights = []
+    for name in "ab":
+        settings = tiny_settings(tmp_path / name, epochs=2, device="auto", deterministic=True)
+        weights.append((train(settings).folder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_importing_the_networks_does_not_load_the_engine() -> None:
     code = "import sys, ran; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "lr": 1e-3, "decay_all": False},
+        {"compile": False, "channels_last": False, "label_smoothing": 0.1},
+        {"mixup": 1.0, "label_smoothing": 0.1, "schedule": "linear"},
+        {"ema": 0.5, "cutout": 5, "schedule": "multistep", "milestones": [0.5]},
+    ],
+)
+def test_options_train(changes: dict[str, Any], tmp_path: Path) -> None:
+    result = train(tiny_settings(tmp_path / "run", epochs=1, **changes))
+    assert 0 < result.last["test_loss"] < 4
+    assert 0 < result.last["train_loss"] < 4
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_the_moving_average_is_what_is_tested_and_saved(tmp_path: Path) -> None:
+    result = train(tiny_settings(tmp_path / "run", epochs=1, ema=0.9))
+    state = torch.load(result.folder / "last.ckpt", weights_only=True)["state_dict"]
+    saved = load_file(result.folder / "model.safetensors")
+    for name, value in saved.items():
+        assert torch.equal(value, state[f"network.{name}"])
+    assert not torch.equal(state["network.stem.conv.weight"], state["trainee.stem.conv.weight"])
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
+def test_tensorboard_gets_the_curves(trained: TrainingResult) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained.folder / runs.LOG_FOLDER)).Reload()
+    assert {"train_loss", "test_loss", "test_accuracy"} <= set(events.Tags()["scalars"])
+    found = [event.value for event in events.Scalars("test_accuracy")]
+    assert found == pytest.approx([row["test_accuracy"] for row in trained.rows], abs=1e-6)
