@@ -7,7 +7,7 @@ every row of it, and not a summary.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ def kernels(content: dict[str, Any]) -> str:
     lines = _head(content["machine"], "| operator | layout |", "")
     for names, directions in groups.items():
         cells = [
-            _range(row[ratio] for row in directions[direction]) if direction in directions else ""
+            _range([figures[ratio] for figures in directions[direction]])
+            if direction in directions
+            else ""
             for direction in DIRECTIONS
             for ratio in RATIOS
         ]
@@ -80,10 +82,9 @@ def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _range(values: Iterable[float]) -> str:
+def _range(values: list[float]) -> str:
     """From the least to the greatest."""
-    low, *_, high = [*sorted(values)] * 2
-    return f"{low:.2f}–{high:.2f}"
+    return f"{min(values):.2f}–{max(values):.2f}"
 
 
 #: By the `kind` of a result file, and what the table asks for.
