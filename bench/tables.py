@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.kernels.figures import row
 from bench.machine import summary
-from bench.networks.tables import fused, memory
+from bench.networks.tables import deployed, fused, memory
 from bench.plots import draw
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +92,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels rows": kernel_rows,
     "network memory": memory,
     "network fuse": fused,
+    "network deploy": deployed,
 }
 
 

@@ -9,7 +9,6 @@ None the block makes its own. `owned` says that x is nobody else's and may be ov
 import copy
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 import ran_kernels
@@ -82,7 +81,7 @@ class DeployedUnits(nn.Module):
         super().__init__()
         kinds = {PreActUnit: DeployedPreAct, ResNeXtUnit: DeployedResNeXt}
         for index, unit in enumerate(units):
-            kind = kinds.get(type(unit))  # type: ignore[call-overload]
+            kind = kinds.get(type(unit))
             if kind is None:
                 raise TypeError(
                     f"{name}.{index}: expected a PreActUnit or ResNeXtUnit, "

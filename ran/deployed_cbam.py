@@ -135,7 +135,7 @@ class DeployedCbamResNet(nn.Module):
         for part in (model.conv1, model.bn1, model.act1, model.maxpool):
             stem += part if isinstance(part, nn.Sequential) else [part]
         self.stem = folded(nn.Sequential(*stem), "conv1", make)
-        self.in_chans = next(iter(self.stem)).weight.shape[1]
+        self.in_chans = next(self.stem.buffers()).shape[1]  # of the first convolution's weights
         self.stages = nn.Sequential()
         for stage in STAGES:
             for name, block in getattr(model, stage).named_children():

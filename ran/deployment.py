@@ -73,7 +73,7 @@ def deploy(
     if type(model) is ResidualAttentionNetwork:
         network = DeployedResidualAttention(model, make)
     elif type(model) in (CbamResNet, ResNet):
-        network = DeployedCbamResNet(model, make)
+        network = DeployedCbamResNet(model, make)  # type: ignore[arg-type]
     else:
         raise TypeError(
             "model: expected a ResidualAttentionNetwork, a CbamResNet or timm's ResNet after "

@@ -1,7 +1,7 @@
 """Fused attention operators for convolutional networks.
 
-Every operator but the two for inference, `add_affine_relu` and `affine_relu`, is differentiable; all
-have three implementations: the compiled extension (C++ and CUDA), Triton, and a plain PyTorch
+Every operator is differentiable, but `add_affine_relu` and `affine_relu`, which are for inference.
+Each has three implementations: the compiled extension (C++ and CUDA), Triton, and a plain PyTorch
 reference that defines what is correct. See `ran_kernels.backend` for choosing one and
 ``python -m ran_kernels`` for what this machine has.
 """

@@ -17,7 +17,7 @@ from ran.deployed_layers import Conv
 
 from .helpers import relative, small
 
-CBAM = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
+CBAM: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
 
 
 def timm_cbam(**options: Any) -> nn.Module:
@@ -27,7 +27,7 @@ def timm_cbam(**options: Any) -> nn.Module:
     )
     for name, part in model.named_modules():
         if name.endswith("conv.bn"):  # timm starts it where spatial attention is a constant
-            nn.init.ones_(part.weight)  # type: ignore[arg-type]
+            nn.init.ones_(part.weight)
     assert not ran_kernels.fuse(model).left
     return model
 
@@ -202,9 +202,11 @@ def _hooked() -> nn.Module:
 
 def _without_statistics() -> nn.Module:
     return ran.CbamResNet(**CBAM).apply(
-        lambda m: m.register_buffer("running_mean", None)
-        if isinstance(m, nn.BatchNorm2d) and m.num_features == 64
-        else None
+        lambda m: (
+            m.register_buffer("running_mean", None)
+            if isinstance(m, nn.BatchNorm2d) and m.num_features == 64
+            else None
+        )
     )
 
 
