@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.kernels.figures import row
 from bench.machine import summary
-from bench.networks.tables import fused, memory, scale, speed
+from bench.networks.tables import deployed, fused, memory, scale, speed
 from bench.plots import PICTURES, draw
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +95,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "network fuse": fused,
     "network speed": speed,
     "network scale": scale,
+    "network deploy": deployed,
 }
 
 

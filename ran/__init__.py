@@ -15,6 +15,7 @@ from .cbam_registry import (
     cbam_wide_resnet18_1_5,
     cbam_wide_resnet18_2,
 )
+from .deployment import Deployed, deploy
 from .network import ResidualAttentionNetwork
 from .pretrained import from_pretrained, save_pretrained
 from .profile import count_multiply_adds, count_parameters
@@ -57,6 +58,7 @@ __all__ = [
     "AttentionModule",
     "CbamGates",
     "CbamResNet",
+    "Deployed",
     "LoadReport",
     "NetworkSpec",
     "ResidualAttentionNetwork",
@@ -92,6 +94,7 @@ __all__ = [
     "count_multiply_adds",
     "count_parameters",
     "create_model",
+    "deploy",
     "evaluate",
     "export",
     "from_pretrained",

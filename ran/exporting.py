@@ -19,6 +19,7 @@ import ran_kernels
 
 from .checkpoints import NetworkCard, load_network
 from .data.images import Preprocessing
+from .deployment import deploy as make_deployed
 from .errors import UserError
 from .files import replacing, require_writable
 from .prediction import load_images
@@ -68,6 +69,7 @@ def export(
     images: str | Path | Sequence[str | Path] = (),
     image_size: int | None = None,
     overwrite: bool = False,
+    deploy: bool = True,
 ) -> ExportReport:
     """Writes a network as a file that needs neither this package nor its kernels.
 
@@ -83,6 +85,8 @@ def export(
             two photographs that come with scikit-learn if none.
         image_size: side in pixels of what the file takes; that of its training if None.
         overwrite: replace ``output`` if it is there.
+        deploy: write what ``ran.deploy`` makes of the network, whose normalisations are part of its
+            convolutions, and not the network layer by layer.
 
     Raises:
         UserError: an argument is wrong, a package is missing, a file is unreadable, ``output``
@@ -105,7 +109,7 @@ def export(
     card = _resized(network, card, image_size)
     batch = _real_images(card, [images] if isinstance(images, str | Path) else images)
     wanted, own = _exact_logits(network, batch)
-    program = _trace(network, batch)
+    program = _trace(make_deployed(network) if deploy else network, batch)
     operators = _plain_operators(program)
     write = _write_onnx if suffix == ".onnx" else _write_pt2
     try:

@@ -1,11 +1,13 @@
 """Fused attention operators for convolutional networks.
 
-Every operator is differentiable and has three implementations: the compiled extension
-(C++ and CUDA), Triton, and a plain PyTorch reference that defines what is correct. See
-`ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this machine has.
+Every operator is differentiable, but `add_affine_relu` and `affine_relu`, which are for inference.
+Each has three implementations: the compiled extension (C++ and CUDA), Triton, and a plain PyTorch
+reference that defines what is correct. See `ran_kernels.backend` for choosing one and
+``python -m ran_kernels`` for what this machine has.
 """
 
 from . import nn
+from .add_affine_relu import add_affine_relu, affine_relu
 from .attention_gate import attention_gate, attention_mask
 from .backends import BackendError, backend, can_run
 from .cbam_gate import cbam_gate
@@ -17,6 +19,8 @@ from .upsample import upsample, upsample_add
 __all__ = [
     "BackendError",
     "FuseReport",
+    "add_affine_relu",
+    "affine_relu",
     "attention_gate",
     "attention_mask",
     "backend",

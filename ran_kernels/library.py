@@ -35,6 +35,7 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     file: str | None = None,
+    inference: bool = False,
 ) -> Operator:
     """Registers the operator ``ran::NAME`` with its fake implementation and its derivative.
 
@@ -45,8 +46,9 @@ def define(
         backward: (backend, ctx, *grads) -> gradients. None: differentiating raises an error, as
             for the operators that are themselves derivatives.
         file: the module under ran_kernels.triton that has the function NAME; NAME unless given.
+        inference: people call it, although it has no derivative.
     """
-    if backward is not None:
+    if backward is not None or inference:
         OPERATORS.append(name)
     for backend, suffix in (("native", ""), ("triton", ".triton")):
         LIBRARY.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -54,7 +56,7 @@ def define(
         torch.library.register_fake(qualname, fake, lib=LIBRARY)
         torch.library.register_autograd(
             qualname,
-            _derivative(name, backend, backward),
+            _derivative(name, backend, backward, inference),
             setup_context=setup_context,
             lib=LIBRARY,
         )
@@ -68,14 +70,21 @@ def define(
     return Operator(name)
 
 
-def _derivative(name: str, backend: str, backward: Callable[..., Any] | None) -> Callable[..., Any]:
+def _derivative(
+    name: str, backend: str, backward: Callable[..., Any] | None, inference: bool
+) -> Callable[..., Any]:
     if backward is None:
+        operator = name.removesuffix("_backward")
+        can, wanted = (
+            ("is for inference and has no derivative", "gradients")
+            if inference
+            else ("can be differentiated once", "higher derivatives")
+        )
 
         def refuse(ctx: Any, *grads: Any) -> Any:
-            operator = name.removesuffix("_backward")
             raise RuntimeError(
-                f"{operator}: the {backend!r} backend can be differentiated once; "
-                "use ran_kernels.backend('reference') for higher derivatives"
+                f"{operator}: the {backend!r} backend {can}; "
+                f"use ran_kernels.backend('reference') for {wanted}"
             )
 
         return refuse

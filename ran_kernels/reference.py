@@ -78,3 +78,14 @@ def cbam_gate(
     if shortcut is not None:
         x = x + shortcut
     return x.relu() if relu else x
+
+
+def add_affine_relu(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """``a + b``, and ``relu(scale * (a + b) + shift)`` with scale and shift (C,)."""
+    total = a + b
+    return total, affine_relu(total, scale, shift)
+
+
+def affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``relu(scale * x + shift)`` in x's dtype, with scale and shift (C,)."""
+    return torch.relu(x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)

@@ -54,6 +54,11 @@ def _spatial_logits(big: Tensor) -> Tensor:
     return _small(big, big.shape[0], 1, *big.shape[2:])
 
 
+def _affine(big: Tensor) -> list[Tensor]:
+    """A scale and a shift per channel, in big's dtype: ours widens them, the reference does not."""
+    return [_small(big, big.shape[1]) for _ in range(2)]
+
+
 class _Block:
     """A CBAM block: ours fused, or the same parameters through the reference's operators."""
 
@@ -128,6 +133,20 @@ CASES: dict[str, Case] = {
         ATTENTION_STAGES,
         forward=1.25,
         backward=1.25,
+    ),
+    "add_affine_relu": Case(
+        ran_kernels.add_affine_relu,
+        reference.add_affine_relu,
+        lambda big: [torch.randn_like(big), big, *_affine(big)],
+        CBAM_STAGES,
+        forward=4,
+    ),
+    "affine_relu": Case(
+        ran_kernels.affine_relu,
+        reference.affine_relu,
+        lambda big: [big, *_affine(big)],
+        CBAM_STAGES,
+        forward=2,
     ),
     "channel_pool": Case(
         ran_kernels.channel_pool, reference.channel_pool, lambda big: [big], CBAM_STAGES, forward=1

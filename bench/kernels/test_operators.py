@@ -49,7 +49,7 @@ def test_operator(
 ) -> None:
     case: Case = CASES[case_name]
     if direction != "forward" and case.backward is None:
-        pytest.skip("no floor of its own: its backward is a part of CBAM's")
+        pytest.skip("no backward of its own: it is a part of CBAM's, or there is none")
     torch.manual_seed(0)
     numel = batch * math.prod(stage)
     # The inputs, and the results of ours and of those that take turns with it.

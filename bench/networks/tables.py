@@ -8,6 +8,8 @@ from bench.machine import summary
 
 #: Of the memory benchmark's variants, those beside plain PyTorch, and what the table calls them.
 VARIANTS = {"ours": "ours", "ours checkpointed": "ours, checkpointed"}
+#: Whose time until the first result the table of deployed networks gives.
+READY = ("deployed", "compiled")
 
 
 def memory(content: dict[str, Any]) -> str:
@@ -83,6 +85,31 @@ def slope(points: list[dict[str, Any]]) -> float:
     x = [math.log(point["multiply_adds"]) for point in points]
     y = [math.log(median(point["samples"]["ours"])) for point in points]
     return linear_regression(x, y).slope
+
+
+def deployed(content: dict[str, Any]) -> str:
+    """One line for a network, batch and dtype: ms deployed, shares of the other ways, readiness."""
+    ways = [name for name in content["results"][0]["samples"] if name != "deployed"]
+    headings = ("network", "images", "dtype", "deployed, ms", *(f"÷ {way}" for way in ways))
+    ready = ("ready, s", "compiled ready, s")
+    lines = [
+        summary(content["machine"]),
+        "",
+        _line(*headings, *ready),
+        f"|---|---|---{'|--:' * (len(ways) + 3)}|",
+    ]
+    for result in content["results"]:
+        medians = {name: median(times) for name, times in result["samples"].items()}
+        seconds = result["ready_seconds"]
+        lines.append(
+            _line(
+                *(result["network"], _images(result), result["dtype"]),
+                f"{medians['deployed'] * 1e3:,.0f}",
+                *(f"{medians['deployed'] / medians[way]:.2f}" for way in ways),
+                *(f"{seconds[way]:.1f}" if way in seconds else "" for way in READY),
+            )
+        )
+    return "\n".join(lines)
 
 
 def _images(result: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ struct CbamGateOp {
   using Position = A;
   static constexpr int kDeep = kShortcut ? 2 : 4;
   static constexpr int kInputs = kShortcut ? 2 : 1;
+  static constexpr bool kSum = false;
 
   const T* in[kInputs];
   T* written;

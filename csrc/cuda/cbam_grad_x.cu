@@ -13,6 +13,7 @@ struct CbamGradXOp {
   using Position = BackTerm<A>;
   static constexpr int kDeep = 2;
   static constexpr int kInputs = 1;
+  static constexpr bool kSum = false;
 
   const T* in[kInputs];
   T* written;

@@ -9,6 +9,7 @@
 //   Position, positions(n, p, f[V])   what V neighbouring positions need, loaded
 //   shift(term, by)                   moves the origin of the index a term compares with
 //   value(v, channel, position, c, p) the result for one element
+//   kSum, sum, total(v)               with kSum, a second tensor to write and its element
 //
 // To keep the registers for data, no thread holds the channels and positions of its V elements: c
 // or p is an element's place in the pack, and the other the row of the pack's first element.
@@ -98,16 +99,23 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(Op op, Matrix m, Colum
           op.shift(row, place.col);
           op.shift(below, -place.turn);
           Pack<T, V> out;
+          [[maybe_unused]] Pack<T, V> sum;
 #pragma unroll
           for (int i = 0; i < V; ++i) {
             const Row r = place.below(i) ? below : row;
             A v[Op::kInputs];
             data[u].widened(i, v);
+            if constexpr (Op::kSum) {
+              sum.item[i] = narrow<T>(op.total(v));
+            }
             if constexpr (kLast) {
               out.item[i] = narrow<T>(op.value(v, column[i], r, i, at));
             } else {
               out.item[i] = narrow<T>(op.value(v, r, column[i], at, i));
             }
+          }
+          if constexpr (Op::kSum) {
+            store(op.sum + offset + b * band_size, sum);
           }
           store(op.written + offset + b * band_size, out);
         }

@@ -29,3 +29,10 @@ BatchSize = Annotated[int, typer.Option(help="Images computed at once.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there under the names to write.")
 ]
+Deploy = Annotated[
+    bool,
+    typer.Option(
+        "--deploy/--no-deploy",
+        help="Batch normalisation folded into the convolutions, or layer by layer, to compare.",
+    ),
+]

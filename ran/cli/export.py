@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .arguments import Checkpoint, Overwrite
+from .arguments import Checkpoint, Deploy, Overwrite
 
 
 def export(
@@ -20,6 +20,7 @@ def export(
         typer.Option(help="Image to check the file with, instead of photographs; may be repeated."),
     ] = None,
     overwrite: Overwrite = False,
+    deploy: Deploy = True,
 ) -> None:
     """Write a network for ONNX Runtime (.onnx) or for torch.export.load (.pt2).
 
@@ -32,7 +33,12 @@ def export(
 
     with stopping_cleanly():
         report = run_export(
-            checkpoint, output, images=image or (), image_size=size, overwrite=overwrite
+            checkpoint,
+            output,
+            images=image or (),
+            image_size=size,
+            overwrite=overwrite,
+            deploy=deploy,
         )
     batches = " and ".join(map(str, report.batches))
     typer.echo(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from .arguments import BatchSize, Checkpoint, Device, Overwrite
+from .arguments import BatchSize, Checkpoint, Deploy, Device, Overwrite
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
@@ -41,6 +41,7 @@ def predict(
     overwrite: Overwrite = False,
     batch_size: BatchSize = 64,
     device: Device = "auto",
+    deploy: Deploy = True,
 ) -> None:
     """Print the most probable classes of images.
 
@@ -60,6 +61,7 @@ def predict(
             overwrite=overwrite,
             device=device,
             batch_size=batch_size,
+            deploy=deploy,
         )
     write = _write_json if as_json else _write_csv if as_csv else _print_table
     write(predictions)

@@ -99,6 +99,10 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
             {**data("grad", "logits", "trunk", "grad_logits", "grad_trunk"), **launch}
             for launch in groups
         ],
+        "add_affine_relu.add_affine_relu_kernel": [
+            {**data("a", "b", "sum", "out"), "scale": SUM, "shift": SUM, **both[0]},
+            {"a": DATA, "b": None, "scale": SUM, "shift": SUM, "sum": None, "out": DATA, **both[1]},
+        ],
         **upsample_launches(),
         "pooling.pool_kernel": walks(
             tiling.over_channels,

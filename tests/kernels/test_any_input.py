@@ -15,7 +15,7 @@ import ran_kernels
 from ran_kernels import reference
 
 from .cbam_cases import channel_logits, features, spatial_logits
-from .harness import DTYPES, LAYOUTS, Place, check_against_reference
+from .harness import DTYPES, LAYOUTS, Place, check_against_reference, check_outputs
 
 NATIVE = [
     pytest.param(Place("native", "cpu"), id="native-cpu"),
@@ -156,3 +156,18 @@ def test_cbam_gate(
     check_against_reference(
         place, _gate(ran_kernels.cbam_gate, relu), _gate(reference.cbam_gate, relu), inputs
     )
+
+
+@pytest.mark.parametrize("place", NATIVE)
+@any_input
+@given(shape=shapes, of_a=layouts, of_b=layouts, dtype=dtypes)
+def test_add_affine_relu(
+    place: Place, shape: tuple[int, ...], of_a: str, of_b: str, dtype: torch.dtype
+) -> None:
+    a = features(shape, dtype, place.device, of_a)
+    b = features(shape, dtype, place.device, of_b, seed=1)
+    scale, shift = (channel_logits(t)[0] for t in (a, b))
+    check_outputs(
+        place, ran_kernels.add_affine_relu, reference.add_affine_relu, (a, b, scale, shift)
+    )
+    check_outputs(place, ran_kernels.affine_relu, reference.affine_relu, (a, scale, shift))

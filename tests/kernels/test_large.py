@@ -82,8 +82,13 @@ def test_gates(backend: str, layout: str) -> None:
         del out
         logits = torch.zeros((1, 2), dtype=DTYPE, device=x.device)
         out = ran_kernels.cbam_gate(x, logits)
-    assert (out[..., :-1] == 0).all()
-    assert (out[..., -1] == 1).all()
+        assert (out[..., :-1] == 0).all()
+        assert (out[..., -1] == 1).all()
+        del out
+        factor = torch.ones(2, device=x.device)
+        out = ran_kernels.affine_relu(x, factor, factor)
+    assert (out[..., :-1] == 1).all()
+    assert (out[..., -1] == 3).all()
 
 
 @pytest.mark.large

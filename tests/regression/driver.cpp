@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/add_affine_relu.h"
 #include "../../csrc/attention_gate.h"
 #include "../../csrc/cbam.h"
 #include "../../csrc/upsample.h"
@@ -73,6 +74,18 @@ void add_cases(std::map<std::string, Case>& cases, bool last) {
           kFloat, shape, {c.data(), a.data(), b.data(), out1.data(), out2.data(), true});
     };
   }
+  cases["add_affine_relu" + layout] = [=] {
+    cpu::add_affine_relu(
+        kFloat,
+        features,
+        {a.data(), b.data(), channel.data(), channel2.data(), out1.data(), out2.data()});
+  };
+  cases["affine_relu" + layout] = [=] {
+    cpu::add_affine_relu(
+        kFloat,
+        features,
+        {a.data(), nullptr, channel.data(), channel2.data(), nullptr, out1.data()});
+  };
   const UpsampleShape up{kN, kC, kH / 2, kH / 2, kH, kH, true, last};
   cases["upsample_add" + layout] = [=] {
     cpu::upsample(kFloat, {a.data(), b.data(), out1.data(), up})(0, kN * kH * (last ? 1 : kC));

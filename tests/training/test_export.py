@@ -106,6 +106,14 @@ def test_a_pt2_file_runs_where_this_package_is_not(save: Callable[[str], Path]) 
     assert ended.stdout == "24\n"
 
 
+def test_normalisations_are_folded_unless_asked_otherwise(save: Callable[[str], Path]) -> None:
+    folder = save("mixed")
+    folded = export(folder, folder / "folded.pt2").operators
+    plain = export(folder, folder / "plain.pt2", deploy=False).operators
+    assert any("batch_norm" in operator for operator in plain)
+    assert not any("batch_norm" in operator for operator in folded)
+
+
 def test_a_failed_check_leaves_no_file(
     save: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

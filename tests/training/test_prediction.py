@@ -6,6 +6,7 @@ from PIL import Image
 
 from ran.checkpoints import load_network
 from ran.data import load_data
+from ran.deployment import Deployed, deploy
 from ran.errors import UserError
 from ran.prediction import class_probabilities, predict
 from ran.training import TrainingResult
@@ -36,6 +37,25 @@ def test_files_are_classified_as_in_training(
         names, probabilities = zip(*prediction.classes, strict=True)
         assert names == tuple(card.class_names[number] for number in numbers)
         assert probabilities == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_deployed_or_not_the_classes_are_the_same(
+    trained: TrainingResult, digit_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    def noted(network: torch.nn.Module) -> Deployed:
+        made.append(network)
+        return deploy(network)
+
+    monkeypatch.setattr("ran.prediction.make_deployed", noted)
+    ours = predict(trained.folder, digit_files)
+    assert len(made) == 1
+    plain = predict(trained.folder, digit_files, deploy=False)
+    assert len(made) == 1
+    for a, b in zip(ours, plain, strict=True):
+        assert [name for name, _ in a.classes] == [name for name, _ in b.classes]
+        assert [p for _, p in a.classes] == pytest.approx([p for _, p in b.classes], abs=1e-5)
 
 
 def test_probabilities_add_up_to_one(trained: TrainingResult) -> None:

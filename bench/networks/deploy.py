@@ -1,0 +1,145 @@
+"""What ``ran.deploy`` gains: inference of deployed networks against PyTorch's own ways.
+
+    python -m bench.networks.deploy --network attention56 --batch 4 --result deploy.json
+
+"contiguous" and "channels_last" are the network in eager PyTorch, every operator as its reference;
+"compiled" is the latter through torch.compile with freezing, which folds and packs as well.
+"our kernels" is the network with this library's operators, "folded" the deployed network with every
+convolution called by itself, "deployed" all of it. Every round runs each variant once, so that all
+see the same weather. Whose logits disagree prints no speed.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.config
+from torch import Tensor, nn
+
+import ran
+import ran_kernels
+from bench.compare import Stopwatch, Turns, keep_freed_memory, require_close
+from ran.deployed_layers import Conv
+
+from . import tables
+from .results import report, write
+
+NETWORKS = ("attention56", "attention92", "cbam_resnet50")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VARIANTS = ("contiguous", "channels_last", "our kernels", "compiled", "folded", "deployed")
+Network = Callable[[Tensor], Tensor]
+
+
+def _eager(model: nn.Module, x: Tensor, layout: torch.memory_format) -> tuple[nn.Module, Tensor]:
+    model = copy.deepcopy(model).to(x.dtype).to(memory_format=layout)
+    return model, x.contiguous(memory_format=layout)
+
+
+def prepare(name: str, model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """A call without arguments that infers x in this way; its first has packed and compiled."""
+    if name in ("folded", "deployed"):
+        network: Network = ran.deploy(model, dtype=x.dtype)
+        if name == "folded":
+            for module in network.modules():  # type: ignore[attr-defined]
+                if isinstance(module, Conv):
+                    module._onednn = False
+        images = x.contiguous(memory_format=torch.channels_last)
+    else:
+        contiguous = name == "contiguous"
+        layout = torch.contiguous_format if contiguous else torch.channels_last
+        network, images = _eager(model, x, layout)
+        if name == "compiled":
+            network = torch.compile(network, mode="default" if not x.is_cuda else "max-autotune")
+    backend = "reference" if name in ("contiguous", "channels_last", "compiled") else "auto"
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        frozen = torch._inductor.config.patch(freezing=name == "compiled")
+        with ran_kernels.backend(backend), frozen:
+            return network(images)
+
+    run()
+    return run
+
+
+def shaped(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode with statistics as a trained one has them."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            nn.init.normal_(module.running_mean, std=0.3)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def compare(
+    network: str,
+    batch: int,
+    size: int,
+    dtype: str,
+    rounds: int,
+    variants: Sequence[str],
+    device: str,
+) -> dict[str, Any]:
+    """One entry of a result file. Raises ValueError where a variant computes something else."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = shaped(ran.create_model(network)).to(device)
+    x = torch.randn(batch, 3, size, size, device=device, dtype=DTYPES[dtype])
+    with torch.no_grad(), ran_kernels.backend("reference"):
+        want = model(x.float())
+    runs, ready = {}, {}
+    for name in variants:
+        start = time.perf_counter()
+        runs[name] = prepare(name, model, x)
+        ready[name] = time.perf_counter() - start
+        require_close(name, runs[name](), want, DTYPES[dtype])
+    turns = Turns({name: [run] for name, run in runs.items()}, Stopwatch(device))
+    turns.warm_up(1)
+    for _ in range(rounds):
+        turns.round()
+    return {
+        "network": network,
+        "batch": batch,
+        "size": [size, size],
+        "dtype": dtype,
+        "device": device,
+        "samples": turns.samples,
+        "ready_seconds": ready,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; ``arguments`` are ``sys.argv``'s if None."""
+    parser = argparse.ArgumentParser(prog="python -m bench.networks.deploy")
+    parser.add_argument("--network", action="append", help="repeatable; by default three")
+    parser.add_argument("--batch", type=int, action="append", help="repeatable; 1, 4 and 16")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeatable; both")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--result", type=Path, help="JSON file to write, again after each entry")
+    given = parser.parse_args(arguments)
+    variants = given.variant or VARIANTS
+    if "deployed" not in variants:
+        parser.error("--variant: expected deployed among them")
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    results: list[dict[str, Any]] = []
+    for network in given.network or NETWORKS:
+        for dtype in given.dtype or DTYPES:
+            for batch in given.batch or (1, 4, 16):
+                results.append(
+                    compare(network, batch, given.size, dtype, given.rounds, variants, device)
+                )
+                if given.result:
+                    write(given.result, "network deploy", results)
+    report("network deploy", results, tables.deployed, given.result)
+
+
+if __name__ == "__main__":
+    main()
