@@ -91,12 +91,13 @@ def deployed(content: dict[str, Any]) -> str:
     """One line for a network, batch and dtype: ms deployed, shares of the other ways, readiness."""
     ways = [name for name in content["results"][0]["samples"] if name != "deployed"]
     headings = ("network", "images", "dtype", "deployed, ms", *(f"÷ {way}" for way in ways))
-    ready = ("ready, s", "compiled ready, s")
+    timed = [way for way in READY if way in ("deployed", *ways)]
+    ready = ("ready, s", "compiled ready, s")[: len(timed)]
     lines = [
         summary(content["machine"]),
         "",
         _line(*headings, *ready),
-        f"|---|---|---{'|--:' * (len(ways) + 3)}|",
+        f"|---|---|---{'|--:' * (len(ways) + len(ready) + 1)}|",
     ]
     for result in content["results"]:
         medians = {name: median(times) for name, times in result["samples"].items()}
@@ -106,7 +107,7 @@ def deployed(content: dict[str, Any]) -> str:
                 *(result["network"], _images(result), result["dtype"]),
                 f"{medians['deployed'] * 1e3:,.0f}",
                 *(f"{medians['deployed'] / medians[way]:.2f}" for way in ways),
-                *(f"{seconds[way]:.1f}" if way in seconds else "" for way in READY),
+                *(f"{seconds[way]:.1f}" for way in timed),
             )
         )
     return "\n".join(lines)
