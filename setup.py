@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -204,6 +205,14 @@ def compiled_extension():
 
     class BuildKernels(cpp_extension.BuildExtension):
         """Compiles CUDA first, so that the module can report each kernel's resources."""
+
+        def finalize_options(self):
+            super().finalize_options()
+            if self.editable_mode:
+                # Kept, unlike pip's temporary folder: the next build compiles only what changed,
+                # and the tests count instructions of the CPU kernels' object files.
+                tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+                self.build_temp = str(Path("build", f"temp.{tag}"))
 
         def build_extension(self, ext):
             cuda = [s for s in ext.sources if s.endswith(".cu")]
