@@ -101,7 +101,8 @@ class TestOrder:
 
     def __init__(self, images: int, batch_size: int, *, rank: int = 0, processes: int = 1) -> None:
         most = -(-images // processes)
-        batches = -(-most // batch_size)
+        # in no process more batches than images: an empty batch has no mean
+        batches = min(-(-most // batch_size), images // processes)
         mine = np.arange(rank, images, processes)
         if processes == 1:
             self._batches = [

@@ -7,6 +7,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
+from ..errors import UserError
 from .images import Preprocessing
 from .options import DataOptions
 
@@ -21,14 +22,23 @@ def training_transform(image_size: int, options: DataOptions) -> Any:
 
     Without the flip, which is done in batches, on the device; so is the normalisation.
     """
-    return create_transform(
-        image_size,
-        is_training=True,
-        scale=options.scale,
-        ratio=options.ratio,
-        color_jitter=options.color_jitter,
-        auto_augment=options.auto_augment,
-        hflip=0.0,
-        interpolation="bilinear",
-        normalize=False,
-    )
+    try:
+        return create_transform(
+            image_size,
+            is_training=True,
+            scale=options.scale,
+            ratio=options.ratio,
+            color_jitter=options.color_jitter,
+            auto_augment=options.auto_augment,
+            hflip=0.0,
+            interpolation="bilinear",
+            normalize=False,
+        )
+    except Exception as error:  # timm's parser of names asserts, indexes and converts
+        if options.auto_augment is None:
+            raise
+        reason = str(error) or type(error).__name__
+        expected = "a name of timm's, such as 'rand-m9'"
+        raise UserError(
+            f"auto_augment: expected {expected}, got {options.auto_augment!r}: {reason}"
+        ) from None

@@ -54,9 +54,11 @@ def combine(recipe: str | None, *changes: dict[str, Any]) -> dict[str, Any]:
     """The settings of a recipe (or none), with changes over them; the later ones win.
 
     A table, such as ``model_options``, is changed key by key. A new length in ``epochs`` takes
-    the place of a recipe's ``iterations``.
+    the place of a recipe's ``iterations``. The recipe's times (``warmup``, ``milestones``,
+    ``mix_until``) stay at their share of the length, unless they are changed too.
     """
-    settings = dict(load_recipe(recipe).settings) if recipe else {}
+    published = dict(load_recipe(recipe).settings) if recipe else {}
+    settings = dict(published)
     for change in changes:
         if "epochs" in change and "iterations" not in change:
             settings.pop("iterations", None)
@@ -65,7 +67,22 @@ def combine(recipe: str | None, *changes: dict[str, Any]) -> dict[str, Any]:
             if isinstance(value, dict) and isinstance(old, dict):
                 value = {**old, **value}
             settings[key] = value
+    new, old = _length(settings), _length(published)
+    if new and old and new != old:
+        kept = published.keys() - {key for change in changes for key in change}
+        for key in kept & {"warmup", "milestones", "mix_until"}:
+            time = published[key]
+            scaled = (
+                [part * new / old for part in time] if key == "milestones" else time * new / old
+            )
+            settings[key] = scaled
     return settings
+
+
+def _length(settings: dict[str, Any]) -> float | None:
+    """In epochs or in iterations; None where it is not given or is no length."""
+    length = settings.get("iterations") or settings.get("epochs")
+    return length if isinstance(length, int | float) and length > 0 else None
 
 
 def parse_overrides(options: Iterable[str]) -> dict[str, Any]:

@@ -82,6 +82,11 @@ def test_a_test_has_every_image_once_in_equally_many_batches(images: int, proces
     assert all(0 < len(batch) <= 4 for order in orders for batch in order)
 
 
+def test_no_process_tests_an_empty_batch_whose_loss_is_no_number() -> None:
+    orders = [list(TestOrder(5, 1, rank=rank, processes=2)) for rank in range(2)]
+    assert [[len(batch) for batch in order] for order in orders] == [[2, 1], [1, 1]]
+
+
 def test_seeds_are_known_and_unlike() -> None:
     assert seed_of(0, 1) == 3964924996
     assert len({seed_of(0, step) for step in range(1000)}) == 1000

@@ -167,3 +167,24 @@ def test_changes_win_over_the_recipe_key_by_key() -> None:
     assert found == {**recipe, "lr": 0.5, "seed": 2, "model_options": options}
     assert "iterations" not in combine("cifar-paper", {"epochs": 3})
     assert combine(None, {"epochs": 3}) == {"epochs": 3}
+
+
+@pytest.mark.parametrize("change", [{"epochs": 10}, {"iterations": 10}])
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shorter_recipe_keeps_its_shape(name: str, change: dict[str, Any]) -> None:
+    """As in the README: ``--set epochs=10`` must not ask for every milestone too."""
+    whole = make_settings(load_recipe(name).settings)
+    short = make_settings(combine(name, change))
+    share = 10 / (whole.iterations or whole.epochs)
+    assert short.milestones == pytest.approx([time * share for time in whole.milestones])
+    assert short.warmup == pytest.approx(whole.warmup * share)
+    if whole.mix_until is not None:
+        assert short.mix_until == pytest.approx(whole.mix_until * share)
+
+
+def test_times_that_are_given_are_not_scaled() -> None:
+    change = {"epochs": 10, "milestones": [4, 9], "mix_until": 8}
+    found = combine("cifar-mixup", change)
+    assert (found["milestones"], found["mix_until"]) == ([4, 9], 8)
+    with pytest.raises(UserError, match="epochs: expected an integer"):
+        make_settings(combine("cifar-mixup", {"epochs": "ten"}))

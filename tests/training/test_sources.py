@@ -337,3 +337,9 @@ def test_automatic_augmentation_and_scale_reach_timms_transforms(tmp_path: Path)
     )
     part = load_data(f"folder:{root}", 16, "scale-flip", DataOptions(auto_augment="rand-m9-n3"))
     assert "RandAugment" in str(part.train.transform)  # type: ignore[attr-defined]
+
+
+def test_an_automatic_augmentation_that_timm_does_not_know_is_named(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pets")
+    with pytest.raises(UserError, match=r"auto_augment: expected .* got 'zzz'"):
+        load_data(f"folder:{root}", 32, "scale-flip", DataOptions(auto_augment="zzz"))
