@@ -1,5 +1,6 @@
 """The network in training, as Lightning runs it."""
 
+import json
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .checkpoints import CARD_KEY, NetworkCard
 from .data import Batch, ImageData
 from .data.order import seed_all, seed_of
+from .errors import UserError
 from .schedules import Schedule, make_schedule
 from .settings import TrainingSettings
 
@@ -169,6 +171,15 @@ class ImageClassifier(L.LightningModule):
         checkpoint[SUMS_KEY] = sums.tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found, expected = (
+            json.loads(json.dumps(card)) for card in (checkpoint[CARD_KEY], self._card.to_json())
+        )
+        if found != expected:
+            raise UserError(
+                "resume: expected a checkpoint of the same network, classes and images, got one of "
+                f"{found.get('model')} that differs in "
+                + ", ".join(key for key in expected if found.get(key) != expected[key])
+            )
         self._train_sums = torch.tensor(checkpoint[SUMS_KEY], dtype=torch.float64)
 
     def _over_processes(self, sums: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from .data import ImageData
 from .errors import UserError
 from .processes import Processes
 from .progress import ProgressLine
-from .saving import LAST, PREVIOUS, CheckpointFiles, Checkpoints, LossGuard, StopRequest
+from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest
 from .settings import TrainingSettings
 
 
@@ -100,7 +99,7 @@ def run_engine(
 
     Raises what ``ran.training.train`` does.
     """
-    settings, processes = engine.settings, engine.processes
+    settings = engine.settings
     classifier = ImageClassifier(
         engine.network, engine.card, engine.data, settings, engine.steps_per_epoch
     )
@@ -137,14 +136,9 @@ def run_engine(
                 test_loader,
                 ckpt_path=str(engine.checkpoint) if engine.checkpoint else None,
             )
-        except BaseException as error:
-            kept = any((settings.folder / name).exists() for name in (LAST, PREVIOUS))
-            if processes.first and not kept:
-                shutil.rmtree(settings.folder, ignore_errors=True)
-            if isinstance(error, UserError):
-                # a process that reads images puts its traceback before the message
-                raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
-            raise
+        except UserError as error:
+            # a process that reads images puts its traceback before the message
+            raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
     return table.rows
 
 

@@ -15,10 +15,13 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from .checkpoints import CARD_KEY
 from .errors import UserError
 from .files import replacing
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+#: What a training needs of a checkpoint to go on.
+_PARTS = {"pytorch-lightning_version", "state_dict", "loops", "optimizer_states", CARD_KEY}
 #: Steps between two looks at what costs a GPU a halt, or several processes a message.
 LOOK_EVERY = 16
 
@@ -54,13 +57,16 @@ class CheckpointFiles(CheckpointIO):
         Raises UserError where there is no readable checkpoint.
         """
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except FileNotFoundError:
             raise UserError(f"{path}: expected a checkpoint, found no file there") from None
         except Exception:  # a damaged pickle raises whatever its bytes happen to say
             raise UserError(
                 f"{path}: expected a readable checkpoint of tensors and numbers"
             ) from None
+        if not isinstance(content, dict) or not content.keys() >= _PARTS:
+            raise UserError(f"{path}: expected a checkpoint that ran train can continue from")
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,8 +79,8 @@ def train(
 
     Raises:
         UserError: names the setting, file or folder that is wrong, or the step at which the loss
-            was no longer a number. A training that fails before its first checkpoint leaves no
-            folder behind.
+            was no longer a number. A new training that fails before its first checkpoint leaves
+            no folder behind; one that continues deletes nothing that it found.
         SystemExit: SIGTERM or an interrupt stopped it. ``last.ckpt`` holds the last whole step.
     """
     processes = find_processes()
@@ -120,8 +121,9 @@ def train(
     if console:
         _print_summary(console, engine, parameters)
 
+    made = processes.first and not (settings.resume and settings.folder.exists())
     if processes.first:
-        if settings.resume and settings.folder.exists():
+        if not made:
             runs.remove_leftovers(settings.folder)
             if checkpoint and checkpoint.name == PREVIOUS:
                 # damaged, and it must not become the previous one of the next
@@ -129,7 +131,13 @@ def train(
         else:
             runs.start_folder(settings.folder, settings.to_json())
     try:
-        rows = run_engine(engine, console, callbacks)
+        try:
+            rows = run_engine(engine, console, callbacks)
+        except BaseException:
+            kept = any((settings.folder / name).exists() for name in (LAST, PREVIOUS))
+            if made and not kept:
+                shutil.rmtree(settings.folder, ignore_errors=True)
+            raise
         return _finish(settings, data, rows, parameters, processes)
     except OSError as error:
         if error.errno not in _NO_ROOM:

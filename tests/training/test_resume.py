@@ -1,5 +1,6 @@
 """Trainings that are killed, stopped, or cannot write, and go on."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -348,3 +349,37 @@ def test_killing_a_first_epoch_leaves_a_folder_that_resumes_from_its_start(
     resumed = ran.train(**{**settings.to_json(), "resume": True})
     after = load_file(resumed.folder / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_resuming_deletes_nothing_that_it_found(tmp_path: Path) -> None:
+    """Somebody may have deleted the checkpoints of a finished training, and kept its network."""
+    settings = tiny_settings(tmp_path / "run", epochs=1)
+    folder = train(settings).folder
+    for name in ("last.ckpt", "previous.ckpt"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "notes.txt").write_text("mine")
+    kept = {"notes.txt", "model.safetensors", "model.json", "run.json", "curves.png"}
+
+    class Break(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            raise UserError("broken")
+
+    with pytest.raises(UserError, match="broken"):
+        train(dataclasses.replace(settings, resume=True), callbacks=[Break()])
+    assert kept <= {entry.name for entry in folder.iterdir()}
+
+
+def test_a_checkpoint_of_another_training_is_refused_in_words(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path / "run", epochs=1)
+    folder = train(settings).folder
+    options = {**settings.model_options, "widths": [16]}
+    other = tiny_settings(tmp_path / "other", epochs=1, model_options=options)
+    (train(other).folder / "last.ckpt").replace(folder / "last.ckpt")
+    again = dataclasses.replace(settings, resume=True)
+    with pytest.raises(UserError, match=r"checkpoint of the same network.*options"):
+        train(again)
+
+    (folder / "previous.ckpt").unlink(missing_ok=True)
+    torch.save({"state_dict": {}}, folder / "last.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt: expected a checkpoint that"):
+        train(again)
