@@ -21,7 +21,7 @@ from .files import replacing
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 #: What a training needs of a checkpoint to go on.
-_PARTS = {"pytorch-lightning_version", "state_dict", "loops", "optimizer_states", CARD_KEY}
+PARTS = {"pytorch-lightning_version", "state_dict", "loops", "optimizer_states", CARD_KEY}
 #: Steps between two looks at what costs a GPU a halt, or several processes a message.
 LOOK_EVERY = 16
 
@@ -64,7 +64,7 @@ class CheckpointFiles(CheckpointIO):
             raise UserError(
                 f"{path}: expected a readable checkpoint of tensors and numbers"
             ) from None
-        if not isinstance(content, dict) or not content.keys() >= _PARTS:
+        if not isinstance(content, dict) or not content.keys() >= PARTS:
             raise UserError(f"{path}: expected a checkpoint that ran train can continue from")
         return content
 

@@ -22,7 +22,7 @@ import ran
 import ran.training
 from ran.checkpoints import load_network
 from ran.errors import UserError
-from ran.saving import CheckpointFiles, find_checkpoint
+from ran.saving import PARTS, CheckpointFiles, find_checkpoint
 from ran.training import TrainingResult, train
 
 from .helpers import TINY, TINY_OPTIONS, make_folder, tiny_settings
@@ -241,12 +241,17 @@ def full_disk(free: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def checkpoint_of(step: int) -> dict[str, Any]:
+    """The parts that a training's checkpoint has, and 40 kB."""
+    return {**dict.fromkeys(PARTS), "step": step, "weights": torch.zeros(10_000)}
+
+
 def test_a_full_disk_leaves_the_checkpoints_that_are_there(tmp_path: Path) -> None:
     files, path = CheckpointFiles(), tmp_path / "last.ckpt"
     for step in range(3):
-        files.save_checkpoint({"step": step, "weights": torch.zeros(10_000)}, path)
+        files.save_checkpoint(checkpoint_of(step), path)
     with full_disk(20_000), pytest.raises(UserError) as caught:
-        files.save_checkpoint({"step": 3, "weights": torch.zeros(10_000)}, path)
+        files.save_checkpoint(checkpoint_of(3), path)
     assert str(caught.value).startswith(f"{path}: cannot write the checkpoint: ")
     assert "\n" not in str(caught.value)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
