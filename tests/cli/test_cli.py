@@ -202,6 +202,7 @@ def test_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     recipe = load_recipe("digits").settings
     options = {**recipe["model_options"], "residual": False}
     changes = {"epochs": 7, "lr": 0.5, "output": tmp_path, "seed": 4, "skip_unreadable": True}
+    changes["warmup"] = recipe["warmup"] * 7 / recipe["epochs"]  # keeps its share of the training
     assert seen == [make_settings({**recipe, **changes, "model_options": options})]
 
 
