@@ -30,14 +30,10 @@ RAN_SIMD void forward(
     const T* logits, const T* trunk, T* out, int64_t n, accumulate_t<T> offset, bool streamed) {
   using V = vec_t<T>;
   const V base = splat<V>(offset);
-  int64_t i = 0;
-  for (; streamed && i + kLanes <= n; i += kLanes) {
-    stream(out + i, gate(sigmoid(load(logits + i)), load(trunk + i), base));
-  }
-  for (; i < n; i += kLanes) {
+  for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t rest = n - i;
     const V mask = sigmoid(load_some(logits + i, rest));
-    store_some(out + i, gate(mask, load_some(trunk + i, rest), base), rest);
+    put_some(out + i, gate(mask, load_some(trunk + i, rest), base), rest, streamed);
   }
 }
 
@@ -54,20 +50,13 @@ RAN_SIMD void backward(
   using V = vec_t<T>;
   const V base = splat<V>(offset);
   const V one = splat<V>(accumulate_t<T>(1));
-  int64_t i = 0;
-  for (; streamed && i + kLanes <= n; i += kLanes) {
-    const V g = load(grad + i);
-    const V mask = sigmoid(load(logits + i));
-    stream(grad_logits + i, gate_grad_sigmoid(g, mask, load(trunk + i), one));
-    stream(grad_trunk + i, gate_grad_trunk(g, mask, base));
-  }
-  for (; i < n; i += kLanes) {
+  for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t rest = n - i;
     const V g = load_some(grad + i, rest);
     const V mask = sigmoid(load_some(logits + i, rest));
-    store_some(
-        grad_logits + i, gate_grad_sigmoid(g, mask, load_some(trunk + i, rest), one), rest);
-    store_some(grad_trunk + i, gate_grad_trunk(g, mask, base), rest);
+    const V to_logits = gate_grad_sigmoid(g, mask, load_some(trunk + i, rest), one);
+    put_some(grad_logits + i, to_logits, rest, streamed);
+    put_some(grad_trunk + i, gate_grad_trunk(g, mask, base), rest, streamed);
   }
 }
 

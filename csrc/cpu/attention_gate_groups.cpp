@@ -157,16 +157,6 @@ RAN_INLINE int64_t to_next_strip(const GateShape& s, int64_t width) {
   return kRow ? s.members : width;
 }
 
-// Stores up to `count` lanes, past the caches where `streamed`.
-template <typename T>
-RAN_INLINE void put_some(T* to, vec_t<T> value, int64_t count, bool streamed) {
-  if (streamed && count >= kLanes) {
-    stream(to, value);
-  } else {
-    store_some(to, value, count);
-  }
-}
-
 template <Activation kKind, typename V>
 RAN_INLINE V mask_of(V z) {
   return kKind == Activation::kSpatial ? sigmoid(z) : z;

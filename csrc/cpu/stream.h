@@ -64,4 +64,14 @@ RAN_INLINE void put(T* to, vec_t<T> value, Lanes lanes, bool streamed) {
   store(to, value, lanes);
 }
 
+// Stores up to `count` lanes, past the caches where `streamed`.
+template <typename T>
+RAN_INLINE void put_some(T* to, vec_t<T> value, int64_t count, bool streamed) {
+  if (streamed && count >= kLanes) {
+    stream(to, value);
+  } else {
+    store_some(to, value, count);
+  }
+}
+
 }  // namespace ran::cpu
