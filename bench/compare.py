@@ -19,6 +19,11 @@ Run = Callable[[], Any]
 ROTATED_BYTES = 2**27
 
 
+def default_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def keep_freed_memory() -> None:
     """Has the C library keep what is freed, as a GPU's allocator does, instead of giving it back.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.kernels.figures import row
 from bench.machine import summary
+from bench.markdown import line
 from bench.networks.tables import deployed, fused, memory, scale, speed
 from bench.plots import PICTURES, draw
 
@@ -37,7 +38,7 @@ def kernels(content: dict[str, Any]) -> str:
             for direction in DIRECTIONS
             for ratio in RATIOS
         ]
-        lines.append(_line(*names, *cells))
+        lines.append(line(*names, *cells))
     return "\n".join(lines)
 
 
@@ -54,7 +55,7 @@ def kernel_rows(content: dict[str, Any]) -> str:
         for direction in DIRECTIONS:
             figures = directions.get(direction)
             cells += [f"{figures[name]:.2f}" if figures else "" for name in ("ms", *RATIOS)]
-        lines.append(_line(*names, *cells))
+        lines.append(line(*names, *cells))
     return "\n".join(lines)
 
 
@@ -76,10 +77,6 @@ def _head(machine: dict[str, Any], names: str, time: str) -> list[str]:
         heading,
         "|" + "---|" * named + "--:|" * (heading.count("|") - 1 - named),
     ]
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _range(values: list[float]) -> str:

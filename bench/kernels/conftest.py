@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import keep_freed_memory
+from bench.compare import default_device, keep_freed_memory
 from bench.machine import describe
 
 from .cases import CASES
@@ -32,7 +32,7 @@ def pytest_configure() -> None:
 
 def _device(config: pytest.Config) -> str:
     device = config.getoption("--device")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return default_device() if device == "auto" else device
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

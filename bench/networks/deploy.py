@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import ran
 import ran_kernels
-from bench.compare import Stopwatch, Turns, keep_freed_memory, require_close
+from bench.compare import Stopwatch, Turns, default_device, keep_freed_memory, require_close
 from ran.deployed_layers import Conv
 
 from . import tables
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = given.variant or VARIANTS
     if "deployed" not in variants:
         parser.error("--variant: expected deployed among them")
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = given.device or default_device()
     keep_freed_memory()
     results: list[dict[str, Any]] = []
     for network in given.network or NETWORKS:

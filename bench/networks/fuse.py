@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import ran_kernels
-from bench.compare import Run, Stopwatch, Turns, peak_memory, require_close
+from bench.compare import Run, Stopwatch, Turns, default_device, peak_memory, require_close
 
 from . import tables
 from .memory import training_step
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--result", type=Path, help="JSON file to write")
     given = parser.parse_args(arguments)
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = given.device or default_device()
     batch = given.batch or (64 if device == "cuda" else 8)
     results = compare(given.network, batch, given.size, device, given.rounds)
     report("network fuse", results, tables.fused, given.result)

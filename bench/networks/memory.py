@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import ran
 import ran_kernels
-from bench.compare import peak_memory, require_close
+from bench.compare import default_device, peak_memory, require_close
 
 from . import tables
 from .results import report
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--result", type=Path, help="JSON file to write")
     given = parser.parse_args(arguments)
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = given.device or default_device()
     batch = given.batch or (64 if device == "cuda" else 4)
     results = [measure(name, batch, given.size, device) for name in given.network or NETWORKS]
     report("network memory", results, tables.memory, given.result)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import ran
-from bench.compare import keep_freed_memory
+from bench.compare import default_device, keep_freed_memory
 
 from .results import content, write
 from .speed import compare
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--result", type=Path, help="JSON file to write, again after each sweep")
     given = parser.parse_args(arguments)
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = given.device or default_device()
     keep_freed_memory()
     results: list[dict[str, Any]] = []
     for sweep in given.sweep or SWEEPS:

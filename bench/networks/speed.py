@@ -25,7 +25,14 @@ from torch.autograd.profiler_util import EventList
 
 import ran
 import ran_kernels
-from bench.compare import Stopwatch, Turns, keep_freed_memory, peak_memory, require_close
+from bench.compare import (
+    Stopwatch,
+    Turns,
+    default_device,
+    keep_freed_memory,
+    peak_memory,
+    require_close,
+)
 
 from .memory import training_step
 from .results import content, write
@@ -206,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--result", type=Path, help="JSON file to write, again after each network")
     given = parser.parse_args(arguments)
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = given.device or default_device()
     batch = given.batch or (128 if device == "cuda" else 4)
     variants = given.variant or [v for v in VARIANTS if device == "cuda" or v not in ONLY_ON_A_GPU]
     if missing := {"plain", "ours"} - set(variants):

@@ -5,6 +5,7 @@ from statistics import linear_regression, median
 from typing import Any
 
 from bench.machine import summary
+from bench.markdown import line
 
 #: Of the memory benchmark's variants, those beside plain PyTorch, and what the table calls them.
 VARIANTS = {"ours": "ours", "ours checkpointed": "ours, checkpointed"}
@@ -15,12 +16,12 @@ READY = ("deployed", "compiled")
 def memory(content: dict[str, Any]) -> str:
     """One line for a network: the peak MB of a training step and its share of plain PyTorch's."""
     headings = ("network", "images", "plain PyTorch, MB", *VARIANTS.values())
-    lines = [summary(content["machine"]), "", _line(*headings), "|---|---|--:|--:|--:|"]
+    lines = [summary(content["machine"]), "", line(*headings), "|---|---|--:|--:|--:|"]
     for result in content["results"]:
         peak = result["peak_bytes"]
         shares = (f"{peak[v] / 1e6:,.0f} ({peak[v] / peak['plain']:.2f})" for v in VARIANTS)
         lines.append(
-            _line(result["network"], _images(result), f"{peak['plain'] / 1e6:,.0f}", *shares)
+            line(result["network"], _images(result), f"{peak['plain'] / 1e6:,.0f}", *shares)
         )
     return "\n".join(lines)
 
@@ -28,7 +29,7 @@ def memory(content: dict[str, Any]) -> str:
 def fused(content: dict[str, Any]) -> str:
     """One line for a direction: medians and peaks before and after `fuse`, and their ratios."""
     headings = ("network", "images", "direction", "timm, ms", "fused, ms", "timm, MB", "fused, MB")
-    lines = [summary(content["machine"]), "", _line(*headings), "|---|---|---|--:|--:|--:|--:|"]
+    lines = [summary(content["machine"]), "", line(*headings), "|---|---|---|--:|--:|--:|--:|"]
     for result in content["results"]:
         cells = []
         for figures, unit in ((result["median"], 1e3), (result["peak_bytes"], 1e-6)):
@@ -37,7 +38,7 @@ def fused(content: dict[str, Any]) -> str:
                 f"{figures['timm'] * unit:,.0f}",
                 f"{figures['fused'] * unit:,.0f} ({share:.2f})",
             ]
-        lines.append(_line(result["network"], _images(result), result["direction"], *cells))
+        lines.append(line(result["network"], _images(result), result["direction"], *cells))
     return "\n".join(lines)
 
 
@@ -46,7 +47,7 @@ def speed(content: dict[str, Any]) -> str:
     others = [name for name in content["results"][0]["samples"] if name != "ours"]
     headings = ["network", "images", "dtype", "direction", "ours, ms"]
     headings += [f"÷ {name}" for name in others] + ["peak ÷ plain's", "profile: convolutions"]
-    lines = [summary(content["machine"]), "", _line(*headings)]
+    lines = [summary(content["machine"]), "", line(*headings)]
     lines.append("|---|---|---|---|" + "--:|" * (len(headings) - 4))
     for result in content["results"]:
         medians = {name: median(times) for name, times in result["samples"].items()}
@@ -55,7 +56,7 @@ def speed(content: dict[str, Any]) -> str:
         cells.append(f"{medians['ours'] * 1e3:,.0f}")
         cells += [f"{medians['ours'] / medians[name]:.2f}" for name in others]
         cells += [f"{peak:.2f}", f"{_convolutions(result['operations']['ours']):.0%}"]
-        lines.append(_line(*cells))
+        lines.append(line(*cells))
     return "\n".join(lines)
 
 
@@ -68,7 +69,7 @@ def _convolutions(operations: list[dict[str, Any]]) -> float:
 def scale(content: dict[str, Any]) -> str:
     """One line for a point of a sweep, with the slope of the sweep on logarithmic axes."""
     headings = ("sweep", "network", "images", "10⁹ multiply-adds", "plain, ms", "ours, ms")
-    lines = [summary(content["machine"]), "", _line(*headings, "slope")]
+    lines = [summary(content["machine"]), "", line(*headings, "slope")]
     lines.append("|---|---|---|--:|--:|--:|--:|")
     for name in dict.fromkeys(result["sweep"] for result in content["results"]):
         points = [result for result in content["results"] if result["sweep"] == name]
@@ -76,7 +77,7 @@ def scale(content: dict[str, Any]) -> str:
             medians = [median(result["samples"][variant]) * 1e3 for variant in ("plain", "ours")]
             last = f"{slope(points):.2f}" if result is points[-1] else ""
             cells = (f"{result['multiply_adds']:.2f}", *(f"{ms:,.0f}" for ms in medians), last)
-            lines.append(_line(name, result["network"], _images(result), *cells))
+            lines.append(line(name, result["network"], _images(result), *cells))
     return "\n".join(lines)
 
 
@@ -96,14 +97,14 @@ def deployed(content: dict[str, Any]) -> str:
     lines = [
         summary(content["machine"]),
         "",
-        _line(*headings, *ready),
+        line(*headings, *ready),
         f"|---|---|---{'|--:' * (len(ways) + len(ready) + 1)}|",
     ]
     for result in content["results"]:
         medians = {name: median(times) for name, times in result["samples"].items()}
         seconds = result["ready_seconds"]
         lines.append(
-            _line(
+            line(
                 *(result["network"], _images(result), result["dtype"]),
                 f"{medians['deployed'] * 1e3:,.0f}",
                 *(f"{medians['deployed'] / medians[way]:.2f}" for way in ways),
@@ -115,7 +116,3 @@ def deployed(content: dict[str, Any]) -> str:
 
 def _images(result: dict[str, Any]) -> str:
     return "×".join(map(str, (result["batch"], 3, *result["size"])))
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

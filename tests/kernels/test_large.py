@@ -19,6 +19,11 @@ SHAPES = {
 }
 
 
+needs_private_pages = pytest.mark.skipif(
+    not hasattr(mmap, "MAP_PRIVATE"), reason="this system has no such pages"
+)
+
+
 @pytest.fixture(autouse=True)
 def _without_poison() -> None:
     torch.use_deterministic_algorithms(False)  # NaN in every element would be gigabytes of them
@@ -35,7 +40,7 @@ def unwritten_zeros(shape: tuple[int, ...], layout: str) -> Tensor:
     return flat.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="this system has no such pages")
+@needs_private_pages
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", ["wide", "deep"])
 def test_pools_find_what_lies_past_two_to_the_31(shape: str, layout: str) -> None:
@@ -54,7 +59,7 @@ def test_pools_find_what_lies_past_two_to_the_31(shape: str, layout: str) -> Non
     assert maps[n, 0, h - 1, w] == 2
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="this system has no such pages")
+@needs_private_pages
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradients_of_upsample_come_from_past_two_to_the_31(layout: str) -> None:
     grad = unwritten_zeros(SHAPES["widest"], layout)
