@@ -13,6 +13,7 @@ from .checks import require_choice, require_images
 from .deployed_attention import DeployedResidualAttention
 from .deployed_cbam import DeployedCbamResNet
 from .deployed_layers import Maker
+from .deployed_plan import Plans
 from .network import ResidualAttentionNetwork
 
 #: What a deployed network's images, weights and activations are laid out as.
@@ -88,7 +89,7 @@ def deploy(
 
 
 class Deployed(nn.Module):
-    """What `deploy` makes. Nothing in it changes by a call, except the graphs that it keeps."""
+    """What `deploy` makes. A call changes nothing in it but the plans and graphs kept."""
 
     def __init__(self, network: nn.Module, make: Maker, graph: bool) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class Deployed(nn.Module):
         self.num_classes: int = network.num_classes  # type: ignore[assignment]
         self.minimum_size: int = getattr(network, "minimum_size", 1)
         self.training = False
-        self._forget_graphs()
+        self._forget()
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +119,7 @@ class Deployed(nn.Module):
             x = x.to(self.dtype, memory_format=self.layout)
             if self.graph and x.is_cuda and not exporting:
                 return self._graph_of(x)(x)
-            return self.network(x)
+            return self.network(x) if exporting else self._plans(x)
 
     def train(self, mode: bool = True) -> "Deployed":
         """Raises RuntimeError for `mode`: there is nothing left to train."""
@@ -133,22 +134,31 @@ class Deployed(nn.Module):
                 self._graphs[shape] = _Graph(self.network, x)
             return self._graphs[shape]
 
-    def _forget_graphs(self) -> None:
+    def _forget(self) -> None:
+        self._plans = Plans(self.network)
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._lock = threading.Lock()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Deployed":
-        self._forget_graphs()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        self._forget()
+        return self
 
-    # Graphs and locks are of this process: a copy makes its own.
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As of every module."""
+        result = super().load_state_dict(*arguments, **options)
+        self._forget()
+        return result
+
+    # Plans, graphs and locks are of this process: a copy makes its own.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_graphs", "_lock")}
+        kept = ("_plans", "_graphs", "_lock")
+        return {k: v for k, v in self.__dict__.items() if k not in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget_graphs()
+        self._forget()
 
 
 class _Graph:
