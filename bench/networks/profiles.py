@@ -116,7 +116,10 @@ def _operations(events: list[FunctionEvent], device: str) -> list[dict[str, Any]
         rest = _total(events, device) - sum(microseconds.values())
         calls["kernels of no operator"], microseconds["kernels of no operator"] = 1, max(0.0, rest)
     names = sorted(microseconds, key=lambda name: -microseconds[name])
-    rows = [{"name": n, "calls": calls[n], "ms": round(microseconds[n] / 1e3, 4)} for n in names]
+    rows: list[dict[str, Any]] = [
+        {"name": name, "calls": calls[name], "ms": round(microseconds[name] / 1e3, 4)}
+        for name in names
+    ]
     rest_of = rows[NAMED:]
     others = {
         "name": "others",
