@@ -37,14 +37,18 @@ def summary(machine: dict[str, Any]) -> str:
 
 
 def _commit() -> str:
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    # Result files are no sources: a benchmark that has written one is still of the same commit.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    return (commit or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parents[1]
     run = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
-    return run.stdout.strip() or "unknown"
+    return run.stdout.strip()
 
 
 def _cpu() -> str:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 import ran
 import ran_kernels
 from bench.compare import Stopwatch, Turns, default_device, keep_freed_memory, require_close
+from bench.results_file import Record
 from ran.deployed_layers import Conv
 
-from . import tables
-from .results import report, write
+from .tables import deployed
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -78,17 +78,20 @@ def shaped(model: nn.Module) -> nn.Module:
 def compare(
     network: str,
     batch: int,
-    size: int,
+    size: Sequence[int],
     dtype: str,
+    device: str,
     rounds: int,
     variants: Sequence[str],
-    device: str,
 ) -> dict[str, Any]:
-    """One entry of a result file. Raises ValueError where a variant computes something else."""
+    """What an entry of a result file has beside these arguments.
+
+    Raises ValueError where a variant computes something else.
+    """
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = shaped(ran.create_model(network)).to(device)
-    x = torch.randn(batch, 3, size, size, device=device, dtype=DTYPES[dtype])
+    x = torch.randn(batch, 3, *size, device=device, dtype=DTYPES[dtype])
     with torch.no_grad(), ran_kernels.backend("reference"):
         want = model(x.float())
     runs, ready = {}, {}
@@ -101,15 +104,7 @@ def compare(
     turns.warm_up(1)
     for _ in range(rounds):
         turns.round()
-    return {
-        "network": network,
-        "batch": batch,
-        "size": [size, size],
-        "dtype": dtype,
-        "device": device,
-        "samples": turns.samples,
-        "ready_seconds": ready,
-    }
+    return {"samples": turns.samples, "ready_seconds": ready}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,23 +117,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--result", type=Path, help="JSON file to write, again after each entry")
+    parser.add_argument("--result", type=Path, help="JSON file to write or to continue")
     given = parser.parse_args(arguments)
-    variants = given.variant or VARIANTS
+    variants = given.variant or list(VARIANTS)
     if "deployed" not in variants:
         parser.error("--variant: expected deployed among them")
     device = given.device or default_device()
     keep_freed_memory()
-    results: list[dict[str, Any]] = []
+    record = Record("network deploy", given.result)
     for network in given.network or NETWORKS:
         for dtype in given.dtype or DTYPES:
             for batch in given.batch or (1, 4, 16):
-                results.append(
-                    compare(network, batch, given.size, dtype, given.rounds, variants, device)
+                record.add(
+                    compare,
+                    network=network,
+                    batch=batch,
+                    size=[given.size, given.size],
+                    dtype=dtype,
+                    device=device,
+                    rounds=given.rounds,
+                    variants=variants,
                 )
-                if given.result:
-                    write(given.result, "network deploy", results)
-    report("network deploy", results, tables.deployed, given.result)
+    print(deployed(record.content))
 
 
 if __name__ == "__main__":

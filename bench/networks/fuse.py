@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import ran_kernels
 from bench.compare import Run, Stopwatch, Turns, default_device, peak_memory, require_close
+from bench.results_file import report as finish
 
 from . import tables
 from .memory import training_step
-from .results import report
 
 DIRECTIONS = ("inference", "training step")
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = given.device or default_device()
     batch = given.batch or (64 if device == "cuda" else 8)
     results = compare(given.network, batch, given.size, device, given.rounds)
-    report("network fuse", results, tables.fused, given.result)
+    finish("network fuse", results, tables.fused, given.result)
 
 
 if __name__ == "__main__":

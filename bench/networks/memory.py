@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import ran
 import ran_kernels
 from bench.compare import default_device, peak_memory, require_close
+from bench.results_file import report as finish
 
 from . import tables
-from .results import report
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
 #: The backend and whether blocks are recomputed, by what the results call it.
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = given.device or default_device()
     batch = given.batch or (64 if device == "cuda" else 4)
     results = [measure(name, batch, given.size, device) for name in given.network or NETWORKS]
-    report("network memory", results, tables.memory, given.result)
+    finish("network memory", results, tables.memory, given.result)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import torch
 
 import ran
 from bench.compare import default_device, keep_freed_memory
+from bench.results_file import Record
 
-from .results import content, write
 from .speed import compare
 from .tables import scale
 
@@ -27,24 +27,22 @@ SWEEPS: dict[str, list[tuple[str, int, int]]] = {
 }
 
 
-def multiply_adds(network: str, batch: int, size: int) -> float:
+def multiply_adds(network: str, batch: int, size: Sequence[int]) -> float:
     """Of a forward pass, 10⁹: what the time is plotted against when the depth varies."""
     with torch.device("meta"):
         model = ran.create_model(network)
-    return batch * ran.count_multiply_adds(model, (3, size, size)) / 1e9
+    return batch * ran.count_multiply_adds(model, (3, size[0], size[1])) / 1e9
 
 
-def measure(sweep: str, device: str, rounds: int) -> list[dict[str, Any]]:
-    """Entries of a result file for every point of a sweep."""
-    entries = []
-    for network, batch, size in SWEEPS[sweep]:
-        variants = ("plain", "ours")
-        entry = compare(network, "inference", batch, size, torch.float32, device, rounds, variants)
-        entry["sweep"] = sweep
-        entry["multiply_adds"] = multiply_adds(network, batch, size)
-        del entry["operations"]  # a profile a point tells nothing more here
-        entries.append(entry)
-    return entries
+def measure(network: str, batch: int, size: Sequence[int], **others: Any) -> dict[str, Any]:
+    """What an entry of a result file has beside what it was measured for: ``compare``'s arguments.
+
+    ``sweep`` among them only says which point it is.
+    """
+    del others["sweep"]
+    found = compare(network, batch=batch, size=size, **others)
+    del found["operations"]  # a profile a point tells nothing more here
+    return {**found, "multiply_adds": multiply_adds(network, batch, size)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,16 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweep", action="append", choices=SWEEPS, help="repeatable; default all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--result", type=Path, help="JSON file to write, again after each sweep")
+    parser.add_argument("--result", type=Path, help="JSON file to write or to continue")
     given = parser.parse_args(arguments)
     device = given.device or default_device()
     keep_freed_memory()
-    results: list[dict[str, Any]] = []
+    record = Record("network scale", given.result)
     for sweep in given.sweep or SWEEPS:
-        results += measure(sweep, device, given.rounds)
-        if given.result:
-            write(given.result, "network scale", results)
-    print(scale(content("network scale", results)))
+        for network, batch, size in SWEEPS[sweep]:
+            record.add(
+                measure,
+                sweep=sweep,
+                network=network,
+                direction="inference",
+                batch=batch,
+                size=[size, size],
+                dtype="float32",
+                device=device,
+                rounds=given.rounds,
+                variants=["plain", "ours"],
+            )
+    print(scale(record.content))
 
 
 if __name__ == "__main__":

@@ -2,26 +2,32 @@
 
     python -m bench.networks.speed --network attention92 --batch 8 --result speed.json
 
-"plain" runs every operator of the network as its reference, which is what PyTorch alone would do;
-"plain contiguous" does so in the layout that the older implementations use. Every round runs each
-variant once, so that all see the same weather. A training step is forward, loss, backward and a
-step of SGD with Nesterov's momentum.
+"plain" runs every operator of the network as its reference: the same modules, with each of this
+library's operators composed of PyTorch's own. So plain PyTorch and this library's reference backend
+are one thing and one column. "plain contiguous" is the same in the layout that the older
+implementations use; the others are channels_last. What is compiled is also frozen for inference on
+a CPU: constants folded, weights packed for oneDNN. Every round runs each variant once, so that all
+see the same weather. A training step is forward, loss, backward and a step of SGD with Nesterov's
+momentum; bfloat16 is autocast there, and in inference the weights' dtype too.
+
+The result has, for every variant, the seconds of every round, from which images/s follow, the
+seconds of compilation with empty caches, peak memory, a profile and the launches of a call
+(``profiles.py`` says what that counts). A result file that exists is continued.
 """
 
 import argparse
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._inductor.config
 from torch import Tensor, nn
-from torch.autograd.profiler_util import EventList
+from torch._inductor.utils import fresh_cache
 
 import ran
 import ran_kernels
@@ -33,13 +39,15 @@ from bench.compare import (
     peak_memory,
     require_close,
 )
+from bench.results_file import Record
 
 from .memory import training_step
-from .results import content, write
+from .profiles import Generated, profile
 from .tables import speed
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50", "cbam_resnext50_32x4d")
 DIRECTIONS = ("inference", "training step")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ class Prepared:
 
     Attributes:
         first: what the first call returned.
-        compile_seconds: of the first call, less the second; 0 for an eager variant.
+        compile_seconds: of the first call, with empty caches, less the second; 0 if eager.
+        generated: calls of the kernels that Inductor generated for the CPU.
     """
 
     def __init__(self, model: nn.Module, variant: Variant, x: Tensor, y: Tensor, training: bool):
@@ -91,11 +100,16 @@ class Prepared:
         self._freezing = not training and x.device.type == "cpu"
         if variant.mode:
             self._run = torch.compile(self.model, mode=variant.mode)
-        start = time.perf_counter()
-        self.first = self._finished()
-        middle = time.perf_counter()
+        generated = Generated()
+        # Without what an earlier benchmark has compiled, which would be found again on the disk.
+        with fresh_cache() if variant.mode else nullcontext(), generated.watching():
+            start = time.perf_counter()
+            self.first = self._finished()
+            middle = time.perf_counter()
+        self.generated = generated.calls
+        again = time.perf_counter()
         self._finished()
-        seconds = (middle - start) - (time.perf_counter() - middle)
+        seconds = (middle - start) - (time.perf_counter() - again)
         self.compile_seconds = max(0.0, seconds) if variant.mode else 0.0
 
     @contextmanager
@@ -134,70 +148,40 @@ def compare(
     network: str,
     direction: str,
     batch: int,
-    size: int,
-    dtype: torch.dtype,
+    size: Sequence[int],
+    dtype: str,
     device: str,
     rounds: int,
     variants: Sequence[str],
 ) -> dict[str, Any]:
-    """One entry of a result file. Raises ValueError where a variant computes something else."""
+    """What an entry of a result file has beside these arguments.
+
+    Raises ValueError where a variant computes something else.
+    """
     torch.manual_seed(0)
     torch._dynamo.reset()
     training = direction == "training step"
     model = ran.create_model(network).to(device)
     # Weights stay in float32 under autocast; inference has them in bfloat16 as well.
-    x = torch.randn(batch, 3, size, size, device=device, dtype=dtype)
-    if dtype == torch.bfloat16 and not training:
-        model = model.to(dtype)
+    x = torch.randn(batch, 3, *size, device=device, dtype=getattr(torch, dtype))
+    if _low(x) and not training:
+        model = model.to(x.dtype)
     y = torch.arange(batch, device=device) % 1000
     prepared = {name: Prepared(model, VARIANTS[name], x, y, training) for name in variants}
     for name, variant in prepared.items():
-        require_close(name, variant.first, prepared["plain"].first, dtype)
+        require_close(name, variant.first, prepared["plain"].first, x.dtype)
     turns = Turns({name: [run] for name, run in prepared.items()}, Stopwatch(device))
     turns.warm_up(2)
     for _ in range(rounds):
         turns.round()
-    result = {
-        "network": network,
-        "direction": direction,
-        "batch": batch,
-        "size": [size, size],
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device,
+    profiles = {name: profile(run, device, run.generated) for name, run in prepared.items()}
+    return {
         "samples": turns.samples,
         "compile_seconds": {name: run.compile_seconds for name, run in prepared.items()},
         "peak_bytes": {name: peak_memory(run, device) for name, run in prepared.items()},
-        "operations": {name: operations(run, device) for name, run in prepared.items()},
+        "launches": {name: found["launches"] for name, found in profiles.items()},
+        "operations": {name: found["operations"] for name, found in profiles.items()},
     }
-    return result
-
-
-def operations(run: Callable[[], Any], device: str) -> list[dict[str, Any]]:
-    """Where the time of a call goes: the kinds of operation that take most, and all the others.
-
-    Each is a dict with "name", "calls" and "ms", its own time without what it calls.
-    """
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-    averages: EventList = profile.key_averages()
-    own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    found = sorted(averages, key=lambda event: -getattr(event, own))
-    rows = [
-        {"name": event.key, "calls": event.count, "ms": getattr(event, own) / 1e3}
-        for event in found
-    ]
-    rest = rows[20:]
-    others = {
-        "name": "others",
-        "calls": sum(row["calls"] for row in rest),
-        "ms": sum(row["ms"] for row in rest),
-    }
-    return [*rows[:20], others]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -208,10 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable")
     parser.add_argument("--batch", type=int, help="images, by default 4 on a CPU, 128 on a GPU")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeatable; float32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--result", type=Path, help="JSON file to write, again after each network")
+    parser.add_argument("--result", type=Path, help="JSON file to write or to continue")
     given = parser.parse_args(arguments)
     device = given.device or default_device()
     batch = given.batch or (128 if device == "cuda" else 4)
@@ -219,15 +203,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := {"plain", "ours"} - set(variants):
         parser.error(f"--variant: expected {' and '.join(sorted(missing))} among them")
     keep_freed_memory()
-    results: list[dict[str, Any]] = []
+    record = Record("network speed", given.result)
     for network in given.network or NETWORKS:
-        for direction in given.direction or DIRECTIONS:
-            entry = partial(compare, network, direction, batch, given.size)
-            dtype = getattr(torch, given.dtype)
-            results.append(entry(dtype, device, given.rounds, variants))
-            if given.result:
-                write(given.result, "network speed", results)
-    print(speed(content("network speed", results)))
+        for dtype in given.dtype or DTYPES[:1]:
+            for direction in given.direction or DIRECTIONS:
+                record.add(
+                    compare,
+                    network=network,
+                    direction=direction,
+                    batch=batch,
+                    size=[given.size, given.size],
+                    dtype=dtype,
+                    device=device,
+                    rounds=given.rounds,
+                    variants=variants,
+                )
+    print(speed(record.content))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.networks import fuse, results, tables
+from bench.networks import fuse, tables
+from bench.results_file import report
 
 
 def test_the_benchmark_times_both_directions(
@@ -21,7 +22,7 @@ def test_the_benchmark_times_both_directions(
         }
         assert sorted(entry["samples"]["fused"])[1] == entry["median"]["fused"]
         assert all(size > 0 for size in entry["peak_bytes"].values())
-    results.report("network fuse", found, tables.fused, tmp_path / "fuse.json")
+    report("network fuse", found, tables.fused, tmp_path / "fuse.json")
     assert "| resnet18 | 2×3×32×32 | training step |" in capsys.readouterr().out
     content = json.loads((tmp_path / "fuse.json").read_text())
     assert (content["kind"], content["results"]) == ("network fuse", found)

@@ -1,0 +1,115 @@
+"""The benchmark of whole networks: its result file, what it counts, and going on after a cut."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._inductor.graph import GraphLowering
+
+from bench.networks import speed
+from bench.networks.profiles import Generated, kind, profile
+from bench.results_file import Record
+
+WAYS = ["plain contiguous", "plain", "ours"]  # compiling takes half a minute
+
+
+def test_a_result_has_everything_of_every_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "speed.json"
+    arguments = ["--network", "cbam_resnet18", "--batch", "2", "--size", "32", "--rounds", "3"]
+    arguments += ["--direction", "training step", "--device", "cpu", "--result", str(path)]
+    arguments += [option for way in WAYS for option in ("--variant", way)]
+    speed.main([*arguments, "--dtype", "bfloat16"])
+    assert "| cbam_resnet18 | 2×3×32×32 | bfloat16 | training step |" in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    assert content["kind"] == "network speed"
+    (entry,) = content["results"]
+    assert {name: len(times) for name, times in entry["samples"].items()} == dict.fromkeys(WAYS, 3)
+    assert entry["compile_seconds"] == dict.fromkeys(WAYS, 0)
+    assert all(size > 1e6 for size in entry["peak_bytes"].values())
+    # The fused operators are there to be fewer.
+    assert 0 < entry["launches"]["ours"] < entry["launches"]["plain"]
+    kinds = {kind(row["name"]) for row in entry["operations"]["ours"]}
+    assert {"convolution forward", "convolution backward", "attention operators"} <= kinds
+
+    # What is there is not measured again, and the rest is.
+    measured = []
+
+    def compare(**key: Any) -> dict[str, Any]:
+        measured.append(key["dtype"])
+        return {name: entry[name] for name in entry if name not in key}
+
+    monkeypatch.setattr(speed, "compare", compare)
+    speed.main([*arguments, "--dtype", "bfloat16", "--dtype", "float32"])
+    assert measured == ["float32"]
+    dtypes = [entry["dtype"] for entry in json.loads(path.read_text())["results"]]
+    assert dtypes == ["bfloat16", "float32"]
+
+
+def test_entries_of_another_commit_are_measured_again(tmp_path: Path) -> None:
+    def add() -> Record:
+        record = Record("some", tmp_path / "some.json")
+        record.add(lambda batch: {"size": [batch, 2]}, batch=1)
+        return record
+
+    assert add().content == add().content
+    content: dict[str, Any] = json.loads((tmp_path / "some.json").read_text())
+    content["results"][0]["size"] = [9, 9]
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    assert add().content["results"] == [{"batch": 1, "size": [9, 9]}]
+    content["machine"]["commit"] = "another"
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    assert add().content["results"] == [{"batch": 1, "size": [1, 2]}]
+
+
+def test_launches_are_leaves_and_the_optimizer_is_a_kind() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = torch.optim.SGD([weight], lr=0.1, foreach=False)
+
+    def run() -> None:
+        torch.ones(2).relu()  # aten::ones calls aten::empty and aten::fill_; aten::relu nothing
+        optimizer.step()  # an addition
+
+    found = profile(run, "cpu", generated=5)
+    rows = {row["name"]: row for row in found["operations"]}
+    assert kind("optimizer: aten::add_") == "optimizer"
+    assert rows["optimizer: aten::add_"]["calls"] == 1
+    assert rows["aten::ones"]["calls"] == 1
+    leaves = [name for name in rows if name.split("::")[-1] in ("empty", "fill_", "clamp_min")]
+    assert found["launches"] == 5 + len(leaves) + 1, rows
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("aten::mkldnn_convolution", "convolution forward"),
+        ("aten::convolution_backward", "convolution backward"),
+        ("aten::native_batch_norm_backward", "normalisation"),
+        ("aten::threshold_backward", "element-wise, reductions"),
+        ("aten::max", "element-wise, reductions"),
+        ("aten::max_pool2d_with_indices", "pooling, upsampling"),
+        ("ran::upsample_backward", "attention operators"),
+        ("_BlockBackward", "attention operators"),
+        ("aten::addmm", "linear"),
+        ("## Call CompiledFxGraph ## 1", "compiled graph"),
+        ("Optimizer.step#SGD.step", "optimizer"),
+        ("aten::empty", "other"),
+    ],
+)
+def test_operations_have_kinds(name: str, expected: str) -> None:
+    assert kind(name) == expected
+
+
+def test_calls_of_generated_kernels_are_counted() -> None:
+    generated = Generated()
+    with generated.watching():
+        count: Any = GraphLowering.save_output_code
+        count(
+            "cpp_fused_add_0 = compile()\ndef call(self):\n"
+            "        cpp_fused_add_0(buf0)\n        cpp_fused_add_0(buf1)\n"
+        )
+    assert generated.calls == 2
