@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 import ran
 import ran_kernels
-from bench.compare import Stopwatch, Turns, default_device, keep_freed_memory, require_close
+from bench.compare import (
+    Stopwatch,
+    Turns,
+    default_device,
+    keep_freed_memory,
+    peak_memory,
+    require_close,
+)
 from bench.results_file import Record
 from ran.deployed_layers import Conv
 
@@ -104,7 +111,8 @@ def compare(
     turns.warm_up(1)
     for _ in range(rounds):
         turns.round()
-    return {"samples": turns.samples, "ready_seconds": ready}
+    peaks = {name: peak_memory(run, device) for name, run in runs.items()}
+    return {"samples": turns.samples, "ready_seconds": ready, "peak_bytes": peaks}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
