@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.kernels.figures import row
 from bench.networks.tables import slope
@@ -88,9 +89,9 @@ def bars(content: dict[str, Any]) -> Figure:
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.9 * len(results)))
     height = 0.8 / len(variants)
     for number, variant in enumerate(variants):
-        ratios = [_median(result, variant) / _median(result, "plain") for result in results]
+        shares = [_median(result, variant) / _median(result, "plain") for result in results]
         places = [index + number * height for index in range(len(results))]
-        drawn = axis.barh(places, ratios, height, label=variant, color=COLORS[variant])
+        drawn = axis.barh(places, shares, height, label=variant, color=COLORS[variant])
         axis.bar_label(drawn, fmt="{:.2f}", padding=2, fontsize=7)
     names = [
         f"{result['network']}\n{result['direction']}, {result['dtype']}, {result['batch']} images"
@@ -100,9 +101,9 @@ def bars(content: dict[str, Any]) -> Figure:
     axis.axvline(1, color="black", linewidth=1)
     axis.invert_yaxis()
     axis.set_xlabel("time ÷ plain eager PyTorch's in channels_last (less is better)")
-    axis.set_title(_title(content["machine"]), fontsize=10)
-    axis.margins(x=0.08)
-    axis.legend(fontsize=8, ncols=len(variants), loc="lower center", bbox_to_anchor=(0.4, 1.08))
+    axis.margins(x=0.08, y=0.01)
+    axis.legend(fontsize=8, ncols=len(variants), loc="lower left", bbox_to_anchor=(0, 1))
+    figure.suptitle(_title(content["machine"]), fontsize=10)
     figure.tight_layout()
     return figure
 
@@ -131,8 +132,10 @@ def scaling(content: dict[str, Any]) -> Figure:
         axis.set_xlabel("10⁹ multiply-adds")
         axis.set_ylabel("inference, ms")
         _logarithmic(axis)
-        # A decade has one tick or two: those of the points say what was measured.
-        axis.set_xticks(work, [f"{value:.3g}" for value in work], fontsize=8)
+        # A sweep is about a decade: its own points tell more than powers of ten.
+        axis.set_xticks(work, [f"{value:.3g}" for value in work], fontsize=8, rotation=45)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.legend()
     figure.suptitle(_title(content["machine"]))
     figure.tight_layout()

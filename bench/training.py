@@ -18,7 +18,6 @@ from bench.machine import describe, summary
 from bench.markdown import line
 from bench.results_file import write
 from ran.files import read_json
-from ran.runs import METRICS_FILE, RUN_FILE
 
 #: Settings that say where and how a training is stored and fed, which changes no result.
 _LOCAL = {"data", "output", "overwrite", "resume", "download", "workers", "checkpoint_steps"}
@@ -33,8 +32,8 @@ def collected(folder: Path, name: str, data: str, commit: str | None) -> dict[st
         data: what it was trained on, instead of the path.
         commit: that trained, if not the one checked out.
     """
-    run = read_json(folder / RUN_FILE, format="ran-run", version=1)
-    with (folder / METRICS_FILE).open(newline="") as file:
+    run = read_json(folder / "run.json", format="ran-run", version=1)
+    with (folder / "metrics.csv").open(newline="") as file:
         rows = [
             {key: float(value) for key, value in row.items() if value}
             for row in csv.DictReader(file)
