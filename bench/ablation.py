@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ran.files import write_json
-
-from .machine import describe
+from .machine import describe, summary
+from .markdown import line
+from .results_file import write
 
 ACTIVATIONS = ("mixed", "channel", "spatial")
 
@@ -67,9 +67,19 @@ def main() -> None:
             folder = arguments.runs / f"{name.replace(' ', '-')}-{arguments.epochs}-{seed}"
             rows[name].append(run(folder, options, seed, arguments.epochs))
             print(f"{name:12} seed {seed}: {rows[name][-1]['test_accuracy']:.2%}", flush=True)
-        write_json(arguments.output, _result(rows, arguments.epochs))
-    for name, found in _result(rows, arguments.epochs)["variants"].items():
-        print(f"{name:12} {found['mean']:.2%} ± {found['deviation']:.2%}")
+        write(arguments.output, _result(rows, arguments.epochs))
+    print(table(_result(rows, arguments.epochs)))
+
+
+def table(content: dict[str, Any]) -> str:
+    """One line for a variant: the test accuracy over the seeds, and of every seed."""
+    epochs = f"mean ± deviation after {content['epochs']} epochs"
+    lines = [summary(content["machine"]), "", line("variant", epochs, "every seed")]
+    lines.append("|---|--:|---|")
+    for name, found in content["variants"].items():
+        seeds = ", ".join(f"{accuracy:.2%}" for accuracy in found["test_accuracy_by_seed"])
+        lines.append(line(name, f"{found['mean']:.2%} ± {found['deviation']:.2%}", seeds))
+    return "\n".join(lines)
 
 
 def _result(rows: dict[str, list[dict[str, float]]], epochs: int) -> dict[str, Any]:
@@ -82,6 +92,7 @@ def _result(rows: dict[str, list[dict[str, float]]], epochs: int) -> dict[str, A
             "test_accuracy_by_seed": accuracy,
         }
     return {
+        "kind": "ablation",
         "what": "test accuracy of the last epoch, recipe digits",
         "epochs": epochs,
         "machine": describe(),

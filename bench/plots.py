@@ -2,7 +2,8 @@
 
 For a file NAME.json of kernels: NAME-ratios.png, ours against eager PyTorch and torch.compile, and
 NAME-traffic.png, every operator's time over the bytes it must move, beside a copy's. For one of
-networks' scale: NAME-scaling.png.
+networks' speed: NAME-bars.png, every variant against plain PyTorch; of their scale:
+NAME-scaling.png; of a training: NAME-curves.png.
 """
 
 import statistics
@@ -16,9 +17,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.kernels.figures import row
 from bench.networks.tables import slope
+from ran.plots import curves_figure
 
 RIVALS = {"eager": "to_eager", "torch.compile": "to_compile"}
 
@@ -79,30 +82,78 @@ def traffic(content: dict[str, Any]) -> Figure:
     return figure
 
 
+def bars(content: dict[str, Any]) -> Figure:
+    """Time of every variant over plain PyTorch's, for each network, direction and dtype."""
+    results = content["results"]
+    variants = [name for name in results[0]["samples"] if name != "plain"]
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.9 * len(results)))
+    height = 0.8 / len(variants)
+    for number, variant in enumerate(variants):
+        shares = [_median(result, variant) / _median(result, "plain") for result in results]
+        places = [index + number * height for index in range(len(results))]
+        drawn = axis.barh(places, shares, height, label=variant, color=COLORS[variant])
+        axis.bar_label(drawn, fmt="{:.2f}", padding=2, fontsize=7)
+    names = [
+        f"{result['network']}\n{result['direction']}, {result['dtype']}, {result['batch']} images"
+        for result in results
+    ]
+    axis.set_yticks([i + (0.8 - height) / 2 for i in range(len(results))], names, fontsize=8)
+    axis.axvline(1, color="black", linewidth=1)
+    axis.invert_yaxis()
+    axis.set_xlabel("time ÷ plain eager PyTorch's in channels_last (less is better)")
+    axis.margins(x=0.08, y=0.01)
+    axis.legend(fontsize=8, ncols=len(variants), loc="lower left", bbox_to_anchor=(0, 1))
+    figure.suptitle(_title(content["machine"]), fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+#: Of the variants of a network: ours in one hue, the others in another.
+COLORS = {
+    "plain contiguous": "#c9c9c9",
+    "plain compiled": "#8f8f8f",
+    "plain max-autotune": "#5f5f5f",
+    "ours": "#7fb2de",
+    "ours compiled": "#1f6fb4",
+}
+
+
 def scaling(content: dict[str, Any]) -> Figure:
     """Time over multiply-adds as the batch, the resolution and the depth grow, slopes stated."""
     sweeps = list(dict.fromkeys(result["sweep"] for result in content["results"]))
-    figure, axes = plt.subplots(1, len(sweeps), figsize=(4.5 * len(sweeps), 4.5), squeeze=False)
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(4.8 * len(sweeps), 4.8), squeeze=False)
     for axis, sweep in zip(axes[0], sweeps, strict=True):
         points = [result for result in content["results"] if result["sweep"] == sweep]
         work = [point["multiply_adds"] for point in points]
         for variant, style in (("plain", "o--"), ("ours", "s-")):
-            times = [statistics.median(point["samples"][variant]) * 1e3 for point in points]
-            axis.plot(work, times, style, label=variant)
+            times = [_median(point, variant) * 1e3 for point in points]
+            axis.plot(work, times, style, label=f"{variant}: slope {slope(points, variant):.2f}")
         axis.set_title(f"{sweep}: slope {slope(points):.2f}")
         axis.set_xlabel("10⁹ multiply-adds")
         axis.set_ylabel("inference, ms")
         _logarithmic(axis)
+        # A sweep is about a decade: its own points tell more than powers of ten.
+        axis.set_xticks(work, [f"{value:.3g}" for value in work], fontsize=8, rotation=45)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.legend()
     figure.suptitle(_title(content["machine"]))
     figure.tight_layout()
     return figure
 
 
+def curves(content: dict[str, Any]) -> Figure:
+    """Loss and test accuracy of a training, epoch by epoch."""
+    title = f"{content['settings']['model']} on {content['data']}: {content['name']}"
+    return curves_figure(content["epochs"], title=title)
+
+
 #: By the kind of a result file, its pictures by the ending of their name.
 PICTURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
     "kernels": {"ratios": ratios, "traffic": traffic},
+    "network speed": {"bars": bars},
     "network scale": {"scaling": scaling},
+    "training": {"curves": curves},
 }
 
 
@@ -131,6 +182,10 @@ def _logarithmic(axis: Axes) -> None:
 
 def _is(result: dict[str, Any], direction: str) -> bool:
     return result["direction"] == direction
+
+
+def _median(result: dict[str, Any], variant: str) -> float:
+    return statistics.median(result["samples"][variant])
 
 
 def _title(machine: dict[str, Any]) -> str:

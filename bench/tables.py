@@ -2,7 +2,7 @@
 
 ``python -m bench.tables`` rewrites them. A table stands between ``<!-- table: NAME -->`` and
 ``<!-- end -->``, where NAME is a file of bench/results without its ending; ``NAME rows`` gives
-every row of it, and not a summary.
+every row of it, and not a summary, ``NAME profile`` where a training step's time goes.
 """
 
 import json
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import ablation, training
 from bench.kernels.figures import row
 from bench.machine import summary
 from bench.markdown import line
-from bench.networks.tables import deployed, fused, memory, scale, speed
+from bench.networks.tables import deployed, fused, memory, scale, speed, speed_profile, speed_rows
 from bench.plots import PICTURES, draw
 
 ROOT = Path(__file__).parents[1]
@@ -91,8 +92,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "network memory": memory,
     "network fuse": fused,
     "network speed": speed,
+    "network speed rows": speed_rows,
+    "network speed profile": speed_profile,
     "network scale": scale,
     "network deploy": deployed,
+    "ablation": ablation.table,
+    "training": training.training,
 }
 
 

@@ -21,6 +21,11 @@ MOST_CONFUSED = 12
 
 def plot_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
     """Draws loss and accuracy by epoch from the rows of metrics.csv."""
+    save_figure(curves_figure(rows, title=title), path)
+
+
+def curves_figure(rows: Sequence[dict[str, float]], *, title: str) -> Figure:
+    """Loss and accuracy by epoch from the rows of metrics.csv."""
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
     figure.suptitle(plain(title), fontsize=13)
@@ -43,7 +48,7 @@ def plot_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path)
+    return figure
 
 
 def plot_confusion(

@@ -7,8 +7,12 @@ from typing import Any
 from bench.machine import summary
 from bench.markdown import line
 
+from .profiles import KINDS, OTHER, kind
+
 #: Of the memory benchmark's variants, those beside plain PyTorch, and what the table calls them.
 VARIANTS = {"ours": "ours", "ours checkpointed": "ours, checkpointed"}
+#: Of the speed benchmark's variants, those whose profiles are set side by side.
+PROFILED = ("plain", "ours", "plain compiled", "ours compiled")
 #: Whose time until the first result the table of deployed networks gives.
 READY = ("deployed", "compiled")
 
@@ -62,8 +66,65 @@ def speed(content: dict[str, Any]) -> str:
 
 def _convolutions(operations: list[dict[str, Any]]) -> float:
     """The share of the time that convolutions take, forward and backward."""
-    total = sum(operation["ms"] for operation in operations)
-    return sum(o["ms"] for o in operations if "convolution" in o["name"]) / total
+    shares = by_kind(operations)
+    return sum(ms for name, ms in shares.items() if "conv" in name) / sum(shares.values())
+
+
+def by_kind(operations: list[dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds of every kind of operation, in the order of ``KINDS``."""
+    found = dict.fromkeys((*(name for name, _ in KINDS), OTHER), 0.0)
+    for operation in operations:
+        found[kind(operation["name"])] += operation["ms"]
+    return found
+
+
+def speed_rows(content: dict[str, Any]) -> str:
+    """One line for a network, direction and variant, with everything measured of it."""
+    headings = ("network", "images", "dtype", "direction", "variant", "ms", "images/s")
+    lines = [summary(content["machine"]), ""]
+    lines.append(line(*headings, "compile, s", "peak, MB", "launches"))
+    lines.append("|---|---|---|---|---|--:|--:|--:|--:|--:|")
+    for result in content["results"]:
+        names = (result["network"], _images(result), result["dtype"], result["direction"])
+        for variant, times in result["samples"].items():
+            seconds = median(times)
+            compiling = result["compile_seconds"][variant]
+            lines.append(
+                line(
+                    *names,
+                    variant,
+                    f"{seconds * 1e3:,.0f}",
+                    f"{result['batch'] / seconds:,.1f}",
+                    f"{compiling:,.0f}" if compiling else "",
+                    f"{result['peak_bytes'][variant] / 1e6:,.0f}",
+                    f"{result['launches'][variant]:,}",
+                )
+            )
+    return "\n".join(lines)
+
+
+def speed_profile(content: dict[str, Any]) -> str:
+    """One line for a kind of operation in a network's training step: its ms and share by variant.
+
+    The sum is of one profiled step, which takes longer than a timed one.
+    """
+    found = {name for result in content["results"] for name in result["samples"]}
+    variants = [name for name in PROFILED if name in found]
+    lines = [summary(content["machine"]), ""]
+    lines.append(line("network", "dtype", "kind of operation", *(f"{v}, ms" for v in variants)))
+    lines.append("|---|---|---|" + "--:|" * len(variants))
+    for result in content["results"]:
+        if result["direction"] == "inference":
+            continue
+        kinds = {name: by_kind(result["operations"][name]) for name in variants}
+        sums = {name: sum(kinds[name].values()) for name in variants}
+        names = (result["network"], result["dtype"])
+        for of in next(iter(kinds.values())):
+            if any(kinds[name][of] for name in variants):
+                figures = ((kinds[name][of], kinds[name][of] / sums[name]) for name in variants)
+                lines.append(line(*names, of, *(f"{ms:,.1f} ({part:.0%})" for ms, part in figures)))
+        lines.append(line(*names, "**all**", *(f"**{sums[name]:,.0f}**" for name in variants)))
+    return "\n".join(lines)
 
 
 def scale(content: dict[str, Any]) -> str:
@@ -81,10 +142,10 @@ def scale(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def slope(points: list[dict[str, Any]]) -> float:
-    """Of our time over multiply-adds, on logarithmic axes: 1 where cost grows with arithmetic."""
+def slope(points: list[dict[str, Any]], variant: str = "ours") -> float:
+    """Of the time over multiply-adds, on logarithmic axes: 1 where cost grows with arithmetic."""
     x = [math.log(point["multiply_adds"]) for point in points]
-    y = [math.log(median(point["samples"]["ours"])) for point in points]
+    y = [math.log(median(point["samples"][variant])) for point in points]
     return linear_regression(x, y).slope
 
 

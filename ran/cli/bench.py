@@ -16,6 +16,8 @@ PROGRAMS = {
     "memory": ("bench.networks.memory",),
     "fuse": ("bench.networks.fuse",),
     "scale": ("bench.networks.scale",),
+    "deploy": ("bench.networks.deploy",),
+    "ablation": ("bench.ablation",),
 }
 _ROOT = Path(__file__).parents[2]
 

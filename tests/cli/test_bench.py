@@ -9,10 +9,15 @@ from typer.testing import CliRunner
 from ran.cli import app
 
 
-def test_options_reach_the_benchmark(capfd: pytest.CaptureFixture[str]) -> None:
-    result = CliRunner().invoke(app, ["bench", "scale", "--", "--help"])
+@pytest.mark.parametrize(
+    ("what", "option"), [("scale", "--sweep"), ("deploy", "--variant"), ("ablation", "--seeds")]
+)
+def test_options_reach_the_benchmark(
+    what: str, option: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = CliRunner().invoke(app, ["bench", what, "--", "--help"])
     assert result.exit_code == 0
-    assert "--sweep" in capfd.readouterr().out
+    assert option in capfd.readouterr().out
 
 
 def test_wrong_options_end_with_code_2() -> None:
