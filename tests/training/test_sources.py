@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,7 @@ def read(kind: Any, monkeypatch: pytest.MonkeyPatch, name: str, **options: Any) 
 
     opened: list[tuple[str, str | None, str]] = []
     monkeypatch.setattr(ran.data.readers, "create_dataset", create)
+    monkeypatch.setattr(ran.data.readers, "_installed", lambda _: True)
     data = load_data(name, 16, "none", DataOptions(workers=0, test_split="val", **options))
     reader, _, root = name.partition(":")
     assert opened == [(reader, root or None, "train"), (reader, root or None, "val")]
@@ -304,15 +306,42 @@ def test_a_stream_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(
         ran.data.readers, "create_dataset", lambda name, split, **_: Streamed(split)
     )
+    monkeypatch.setattr(ran.data.readers, "_installed", lambda _: True)
     settings = tiny_settings(
         tmp_path / "run", data="wds/x", num_classes=2, epochs=2, batch_size=2, workers=0
     )
     assert [row["step"] for row in train(settings).rows] == [3, 6]
 
 
-def test_a_readers_missing_package_and_its_errors_are_one_line(
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("wds/x:/data", "webdataset"),
+        ("hfds/x", "datasets"),
+        ("hfids/x", "datasets"),
+        ("tfds/x", "tensorflow-datasets"),
+    ],
+)
+@pytest.mark.parametrize("found", [None, ModuleSpec("a folder of that name", None)])
+def test_a_readers_missing_package_is_named_and_how_to_get_it(
+    name: str,
+    package: str,
+    found: ModuleSpec | None,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(ran.data.readers, "find_spec", {package.replace("-", "_"): found}.get)
+    with pytest.raises(UserError) as caught:
+        load_data(name, 16)
+    assert str(caught.value) == (
+        f"{name.partition(':')[0]}: needs the package {package}, which is not installed: "
+        f"pip install {package}"
+    )
+    assert capsys.readouterr().out == ""  # where --json is expected
+
+
+def test_a_readers_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ran.data.readers, "_installed", lambda _: True)
     for error, expected in (
         (ImportError("x"), "hfds/x: needs the package datasets, which is not installed"),
         (RuntimeError("no such\nset"), "hfds/x: cannot open its part 'train': no such set"),
@@ -324,7 +353,8 @@ def test_a_readers_missing_package_and_its_errors_are_one_line(
         monkeypatch.setattr(ran.data.readers, "create_dataset", fail)
         with pytest.raises(UserError) as caught:
             load_data("hfds/x", 16)
-        assert str(caught.value) == expected
+        assert str(caught.value).startswith(expected)
+        assert "\n" not in str(caught.value)
 
 
 def test_automatic_augmentation_and_scale_reach_timms_transforms(tmp_path: Path) -> None:
