@@ -43,6 +43,20 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: expected a folder to write in, {path.parent} is read-only")
 
 
+def require_folder(path: Path) -> None:
+    """Raises UserError unless ``path`` is a folder or can be made one: call it before the work."""
+    if path.is_dir():
+        return
+    if path.exists() or path.is_symlink():
+        what = "a file" if path.exists() else "a link to nothing"
+        raise UserError(f"{path}: expected a folder, it is {what}")
+    there = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not there.is_dir():
+        raise UserError(f"{path}: expected a folder to make it in, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: expected a folder to make it in, {there} is read-only")
+
+
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
     """Inside, SIGTERM raises SystemExit as SIGINT raises KeyboardInterrupt, so ``finally`` runs.

@@ -12,7 +12,7 @@ from .data.images import IMAGE_SUFFIXES, Preprocessing, read_image
 from .deployment import deploy as make_deployed
 from .devices import choose_device
 from .errors import UserError
-from .files import require_writable
+from .files import require_folder, require_writable
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ def predict(
 
 def _picture_paths(files: dict[Path, Path], folder: Path, overwrite: bool) -> dict[Path, Path]:
     """Where the picture of each image goes: the images' names, numbered where they are equal."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder for the pictures of masks, it is a file")
+    require_folder(folder)
     pictures: dict[Path, Path] = {}
     taken: set[Path] = set()
     for file, relative in files.items():

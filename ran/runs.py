@@ -11,7 +11,7 @@ import torch
 
 from .checkpoints import WEIGHTS_FILE
 from .errors import UserError
-from .files import read_json, write_json
+from .files import read_json, require_folder, write_json
 from .saving import BEST, LAST, PREVIOUS
 
 RUN_FILE = "run.json"
@@ -45,7 +45,8 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     An existing one may be written only with ``overwrite``, and only if a training wrote it and
     everything in it.
     """
-    if not folder.exists() and not folder.is_symlink():
+    require_folder(folder)
+    if not folder.exists():
         return
     if not overwrite:
         raise UserError(
@@ -73,6 +74,7 @@ def saved_values(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no training wrote ``folder``.
     """
+    require_folder(folder)
     content = read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION)
     settings = content.get("settings")
     if not isinstance(settings, dict):

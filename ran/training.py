@@ -21,6 +21,7 @@ from .data.options import DataOptions
 from .devices import choose_device, choose_precision
 from .engine import Engine, run_engine
 from .errors import UserError
+from .files import require_folder
 from .masks import draw_test_masks
 from .plots import plot_curves
 from .processes import Processes, find_processes
@@ -153,6 +154,7 @@ def _continue_from(
         return settings, None
     if settings.overwrite:
         raise UserError("resume: expected it without overwrite, got both")
+    require_folder(settings.folder)
     if not settings.folder.exists() or not (first or (settings.folder / runs.RUN_FILE).exists()):
         return settings, None  # not there, or about to be made by the first process
     saved = make_settings(runs.saved_values(settings.folder))
