@@ -124,8 +124,8 @@ def train(
 
     made = processes.first and not (settings.resume and settings.folder.exists())
     if processes.first:
+        runs.remove_leftovers(settings.folder)
         if not made:
-            runs.remove_leftovers(settings.folder)
             if checkpoint and checkpoint.name == PREVIOUS:
                 # damaged, and it must not become the previous one of the next
                 (settings.folder / LAST).unlink(missing_ok=True)
