@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..processes import find_processes
 from ..settings import TrainingSettings, make_settings
+from .arguments import TrainingData
 
 if TYPE_CHECKING:
     from ..training import TrainingResult
@@ -27,13 +28,7 @@ def train(
         bool, typer.Option("--list", help="Print the recipes, or one with its settings, and end.")
     ] = False,
     model: Annotated[str | None, typer.Option(help="Such as attention56_cifar_pool.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, cifar10:PATH, cifar100:PATH, folder:PATH, imagenet:PATH, or timm's "
-            "hfds/NAME, wds/NAME:PATH."
-        ),
-    ] = None,
+    data: TrainingData = None,
     epochs: Annotated[
         int | None, typer.Option(help=f"Passes over the training images{_default('epochs')}.")
     ] = None,

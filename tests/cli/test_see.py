@@ -225,6 +225,19 @@ def test_every_help_has_an_example_that_parses(name: str) -> None:
         commands()[name].make_context(name, arguments, resilient_parsing=False)
 
 
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_the_help_of_data_says_every_form(name: str) -> None:
+    option = next(each for each in commands()[name].params if each.name == "data")
+    for kind in (
+        *package.data._SMALL,
+        "folder:PATH",
+        "imagenet:PATH",
+        "wds/NAME:PATH",
+        "hfds/NAME",
+    ):
+        assert kind in option.help  # type: ignore[attr-defined]
+
+
 def test_wrong_usage_is_one_line() -> None:
     refused(ran("paint"), "ran: ", "'paint'")
     refused(ran("predict", "a", "--topk", "many"), "ran predict: ", "--topk")
@@ -237,6 +250,7 @@ def test_wrong_usage_is_one_line() -> None:
     [
         ("ran ev", ["eval"]),
         ("ran eval runs --data cif", ["cifar10:", "cifar100:"]),
+        ("ran train --data w", ["wds/"]),
         ("ran predict runs a.png --device cu", ["cuda", "cuda:0"]),
         ("ran export runs --ov", ["--overwrite"]),
     ],
