@@ -30,6 +30,9 @@ BatchSize = Annotated[int, typer.Option(help="Images computed at once.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there under the names to write.")
 ]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave damaged images out and count them.")
+]
 Deploy = Annotated[
     bool,
     typer.Option(

@@ -111,7 +111,7 @@ def load_reader(
         class_names=_class_names(name, train, options.num_classes),
         preprocessing=preprocessing,
         train=_split(train, transform, options, unreadable, random=random_scale),
-        test=_split(test, plain, options, unreadable, random=False),
+        test=_split(test, plain, options, unreadable, test=True),
         augmentation=unchanged,
         workers=options.worker_count(),
         unreadable=unreadable,
@@ -149,14 +149,20 @@ def _installed(module: str) -> bool:
 
 
 def _split(
-    dataset: Any, transform: Any, options: DataOptions, unreadable: Unreadable, *, random: bool
+    dataset: Any,
+    transform: Any,
+    options: DataOptions,
+    unreadable: Unreadable,
+    *,
+    random: bool = False,
+    test: bool = False,
 ) -> Any:
     if isinstance(dataset, IterableDataset):
         dataset.transform = transform  # type: ignore[attr-defined]  # of timm's
         return Stream(dataset, options.seed)
     count = len(dataset.reader)
-    marks = unreadable.new_marks(count) if options.skip_unreadable else None
-    return Indexed(dataset.reader, transform, channels=3, random=random, marks=marks)
+    marks = unreadable.new_marks(count, test=test) if options.skip_unreadable else None
+    return Indexed(dataset.reader, transform, 3, random, marks, test)
 
 
 def _class_names(name: str, dataset: Any, count: int | None) -> tuple[str, ...]:

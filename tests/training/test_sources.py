@@ -141,7 +141,7 @@ def test_unreadable_images_are_left_out_and_counted(damaged: tuple[Path, Path]) 
         load_data(f"folder:{root}", 16)
     data = load_data(f"folder:{root}", 16, options=SKIP)
     assert (len(data.train), len(data.test)) == (7, 7)
-    assert data.unreadable.count() == 2
+    assert (data.unreadable.count(), data.unreadable.count_tested()) == (2, 1)
     assert str(first) in data.unreadable.first
 
 
@@ -163,8 +163,12 @@ def test_unreadable_images_found_on_the_way_are_replaced_and_counted_once(
 def test_workers_count_unreadable_images_too(damaged: tuple[Path, Path]) -> None:
     options = DataOptions(skip_unreadable=True, workers=1)
     data = load_data(f"imagenet:{damaged[0]}", 16, options=options)
-    assert sum(len(labels) for _, labels in data.test_loader(3)) == 8
-    assert data.unreadable.count() == 1
+    # in the test no other image is counted twice in place of the damaged one
+    assert [labels.tolist() for _, labels in data.test_loader(3)] == [[0, 0, 0], [0, 1], [1, 1]]
+    assert (data.unreadable.count(), data.unreadable.count_tested()) == (1, 1)
+    # nor where a batch has nothing else
+    images = [len(images) for images, _ in data.test_loader(1)]
+    assert images == [1, 1, 1, 1, 0, 1, 1, 1]
 
 
 def test_a_class_without_readable_images_is_named(damaged: tuple[Path, Path]) -> None:
@@ -175,17 +179,40 @@ def test_a_class_without_readable_images_is_named(damaged: tuple[Path, Path]) ->
         load_data(f"folder:{root}", 16, options=SKIP)
 
 
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
 def test_a_training_says_how_many_images_it_left_out(
-    damaged: tuple[Path, Path], tmp_path: Path
+    kind: str, damaged: tuple[Path, Path], tmp_path: Path
 ) -> None:
     settings = tiny_settings(
         tmp_path / "run",
-        data=f"folder:{damaged[0]}",
+        data=f"{kind}:{damaged[0]}",
         epochs=1,
-        batch_size=4,
+        batch_size=1,
+        workers=0,
         skip_unreadable=True,
     )
-    assert train(settings).unreadable == 2
+    result = train(settings)
+    assert result.unreadable == 2
+    # of the 7 test images that are left
+    assert result.last["test_accuracy"] * 7 == pytest.approx(
+        round(result.last["test_accuracy"] * 7), abs=1e-4
+    )
+
+
+def test_a_training_without_a_readable_test_image_says_so(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pets")
+    for path in (root / "test").glob("*/*"):
+        path.write_bytes(b"")
+    settings = tiny_settings(
+        tmp_path / "run",
+        data=f"imagenet:{root}",
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        skip_unreadable=True,
+    )
+    with pytest.raises(UserError, match=r"pets: expected test images that can be read, found none"):
+        train(settings)
 
 
 def test_cutout_blanks_one_square_of_the_given_size() -> None:
