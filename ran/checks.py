@@ -2,8 +2,10 @@
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -51,7 +53,7 @@ def require_head(num_classes: int, global_pool: str) -> None:
     require(pooled, "global_pool", "'avg', as there is a classifier", global_pool)
 
 
-def require_images(x: Tensor, in_chans: int, least: int) -> None:
+def require_images(x: "Tensor", in_chans: int, least: int) -> None:
     """Raise ValueError unless x is (N, in_chans, H, W) of floats, H and W at least ``least``."""
     if x.ndim != 4 or x.shape[1] != in_chans or x.shape[2] < least or x.shape[3] < least:
         raise ValueError(

@@ -102,6 +102,8 @@ class ImageClassifier(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
+        if not len(labels):
+            return batch
         training = self.trainer.training
         if training:
             seed_all(seed_of(self._settings.seed, self._batches, self.global_rank, 1))
@@ -141,11 +143,15 @@ class ImageClassifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
+        if not len(labels):  # none of its files could be read
+            return
         logits = self.network(images)
         self._test_sums += _sums(F.cross_entropy(logits, labels), logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         loss, right, images = self._over_processes(self._test_sums).tolist()
+        if not images:
+            raise UserError(f"{self._data.name}: expected test images that can be read, found none")
         self.log_dict({"test_loss": loss / images, "test_accuracy": right / images})
 
     def configure_optimizers(self) -> Any:

@@ -56,6 +56,7 @@ class Evaluation:
         top1, top5: share of images, 0 to 1, whose class was the most probable, or among the five
             most probable.
         seconds: from the first image's reading to the last one's count.
+        unreadable: test images that were left out because they could not be read.
     """
 
     checkpoint: str
@@ -68,6 +69,7 @@ class Evaluation:
     top1: float
     top5: float
     seconds: float
+    unreadable: int = 0
 
     @property
     def images(self) -> int:
@@ -112,6 +114,7 @@ class Evaluation:
             "image_size": self.image_size,
             "tta": self.tta,
             "images": self.images,
+            "unreadable_images": self.unreadable,
             "top1": self.top1,
             "top5": self.top5,
             "seconds": self.seconds,
@@ -134,6 +137,7 @@ def evaluate(
     overwrite: bool = False,
     device: str = "auto",
     batch_size: int = 64,
+    skip_unreadable: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Classifies the test images of a data set and counts what is right.
@@ -148,6 +152,8 @@ def evaluate(
         overwrite: replace that picture if it is there.
         device: as for ``ran.devices.choose_device``.
         batch_size: images computed at once.
+        skip_unreadable: leave images that cannot be read out and count them, where ``data`` is a
+            name; without, the first one ends it. Of a stream's images timm leaves them out.
         progress: draw a bar on a terminal's standard error.
 
     Raises:
@@ -167,7 +173,7 @@ def evaluate(
     least: int = getattr(network, "minimum_size", 1)
     if size < least:
         raise UserError(f"image size {size}: expected at least {least} for {card.model}")
-    loaded = load_data(data, size) if isinstance(data, str) else data
+    loaded = _load(data, size, skip_unreadable) if isinstance(data, str) else data
     if image_size not in (None, loaded.preprocessing.image_size):
         raise UserError(
             f"image size {image_size}: expected that of the data's images, "
@@ -198,6 +204,7 @@ def evaluate(
         image_size=loaded.preprocessing.image_size,
         tta=tta,
         class_names=card.class_names,
+        unreadable=loaded.unreadable.count_tested(),
         **result,
     )
     if confusion is not None:
@@ -220,6 +227,12 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
         title=f"{evaluation.model} on {evaluation.data}: {evaluation.top1:.2%} of "
         f"{evaluation.images:,} images right",
     )
+
+
+def _load(name: str, image_size: int, skip_unreadable: bool) -> ImageData:
+    from .data.options import DataOptions  # here as in ran.data
+
+    return load_data(name, image_size, options=DataOptions(skip_unreadable=skip_unreadable))
 
 
 def _class_numbers(data: ImageData, card: NetworkCard) -> Tensor:
@@ -264,6 +277,8 @@ def _count(
     top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
     start = time.perf_counter()
     for images, labels in _readable(batches):
+        if not len(labels):
+            continue
         images = images.to(device).expand(-1, card.preprocessing.channels, -1, -1)
         labels = numbers[labels.cpu()]
         probabilities = class_probabilities(network, card.preprocessing, images)
@@ -274,6 +289,8 @@ def _count(
         confusion.update(probabilities, labels)
         top5.update(probabilities, labels)
     seconds = time.perf_counter() - start
+    if not confusion.update_called:
+        raise UserError("data: expected test images that can be read, found none")
     matrix = confusion.compute().numpy().astype(np.int64)
     return {
         "confusion": matrix,

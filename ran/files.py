@@ -2,8 +2,11 @@
 
 import json
 import os
+import platform
+import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,40 @@ from types import FrameType
 from typing import Any
 
 from .errors import UserError
+
+#: Seconds for which a part of a file of another machine's process must have been left alone.
+ABANDONED = 3600
+_HOST = re.sub(r"[^\w-]", "_", platform.node(), flags=re.ASCII)[:40]
+_PARTIAL = re.compile(r"\..*\.partial-(?:(?P<host>[\w-]*)-)?(?P<process>\d+)(?:\.[^.]*)?", re.ASCII)
+
+
+def partial_path(path: Path) -> Path:
+    """Where this process writes what becomes ``path``; the suffix stays."""
+    return path.with_name(f".{path.stem}.partial-{_HOST}-{os.getpid()}{path.suffix}")
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether ``path`` is a ``partial_path`` that no process will finish.
+
+    That of a process of this machine is one if the process has ended, or is this one, which has to
+    ask before it writes. Processes of another machine, on a disk that several share, cannot be
+    asked: what has not changed for an hour is taken to be left.
+    """
+    found = _PARTIAL.fullmatch(path.name)
+    if not found:
+        return False
+    try:
+        if found["host"] != _HOST:
+            return time.time() - path.stat().st_mtime > ABANDONED
+        process = int(found["process"])
+        if process != os.getpid():
+            os.kill(process, 0)  # sends nothing, and fails where there is no such process
+            return False
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # gone by now, or somebody else's process
+        return False
+    return True
 
 
 @contextmanager
@@ -20,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block raises, the new file is removed and ``path`` is as it was. The new name keeps the
     suffix, from which several writers choose the format.
     """
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    partial = partial_path(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -41,6 +78,20 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: expected a folder to write in, {path.parent} is none")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: expected a folder to write in, {path.parent} is read-only")
+
+
+def require_folder(path: Path) -> None:
+    """Raises UserError unless ``path`` is a folder or can be made one: call it before the work."""
+    if path.is_dir():
+        return
+    if path.exists() or path.is_symlink():
+        what = "a file" if path.exists() else "a link to nothing"
+        raise UserError(f"{path}: expected a folder, it is {what}")
+    there = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not there.is_dir():
+        raise UserError(f"{path}: expected a folder to make it in, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: expected a folder to make it in, {there} is read-only")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from .data.images import IMAGE_SUFFIXES, Preprocessing, read_image
 from .deployment import deploy as make_deployed
 from .devices import choose_device
 from .errors import UserError
-from .files import require_writable
+from .files import require_folder, require_writable
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Prediction:
 
     Attributes:
         path: of the image.
-        classes: names and probabilities (0 to 1), most probable first.
+        classes: names and probabilities (0 to 1), most probable first; none where it is unreadable.
+        error: why it could not be read, where it was left out for that.
     """
 
     path: Path
     classes: tuple[tuple[str, float], ...]
+    error: str | None = None
 
 
 @torch.no_grad()
@@ -52,13 +54,21 @@ def load_images(paths: Sequence[str | Path], card: NetworkCard) -> Tensor:
         UserError: a file is missing or unreadable, or the network's input is neither grayscale
             nor RGB.
     """
+    _require_image_channels(card)
+    return torch.stack([_load(path, card) for path in paths])
+
+
+def _load(path: str | Path, card: NetworkCard) -> Tensor:
+    return card.preprocessing.resize(read_image(path, card.preprocessing.channels))
+
+
+def _require_image_channels(card: NetworkCard) -> None:
     channels = card.preprocessing.channels
     if channels not in (1, 3):
         raise UserError(
             f"{card.model}: expected a network of 1 or 3 input channels to show image files to, "
             f"it has {channels}"
         )
-    return torch.stack([card.preprocessing.resize(read_image(path, channels)) for path in paths])
 
 
 def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
@@ -90,6 +100,7 @@ def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
     return found
 
 
+@torch.no_grad()
 def predict(
     checkpoint: str | Path,
     images: str | Path | Sequence[str | Path],
@@ -99,6 +110,7 @@ def predict(
     overwrite: bool = False,
     device: str = "auto",
     batch_size: int = 64,
+    skip_unreadable: bool = False,
     deploy: bool = True,
 ) -> list[Prediction]:
     """The ``topk`` most probable classes (or all, if there are fewer) of each image.
@@ -113,6 +125,8 @@ def predict(
         overwrite: replace pictures that are there already.
         device: as for ``ran.devices.choose_device``.
         batch_size: images computed at once.
+        skip_unreadable: go on where a file cannot be read; it has no classes then, and an error.
+            A file that is not there ends it all the same, and so does having none to go on with.
         deploy: predict with what ``ran.deploy`` makes of the network, which is faster, and not with
             the network itself. Both give the same up to rounding.
 
@@ -137,31 +151,61 @@ def predict(
     fast = make_deployed(network) if deploy else network
     predictions = []
     paths = list(files)
+    _require_image_channels(card)
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
-        loaded = load_images(batch, card).to(chosen)
-        probabilities = class_probabilities(fast, card.preprocessing, loaded)
-        require_finite(probabilities, card)
-        top = probabilities.topk(min(topk, len(card.class_names)))
-        for path, values, numbers in zip(
-            batch, top.values.tolist(), top.indices.tolist(), strict=True
-        ):
-            names = (card.class_names[number] for number in numbers)
-            predictions.append(Prediction(path, tuple(zip(names, values, strict=True))))
+        loaded, errors = _readable(batch, card, skip=skip_unreadable)
+        found = iter(_most_probable(fast, card, loaded.to(chosen), topk) if len(loaded) else ())
+        predictions += [
+            Prediction(path, () if error else next(found), error)
+            for path, error in zip(batch, errors, strict=True)
+        ]
+    unreadable = [prediction.error for prediction in predictions if prediction.error]
+    if len(unreadable) == len(predictions):
+        raise UserError(f"images: expected one that can be read at least, first {unreadable[0]}")
 
     if pictures:
         from .masks import draw_network_masks
 
-        for path, picture in pictures.items():
+        for path in (prediction.path for prediction in predictions if not prediction.error):
+            picture = pictures[path]
             _make_folder(picture.parent)
             draw_network_masks(network, card, [path], picture)
     return predictions
 
 
+def _readable(
+    paths: Sequence[Path], card: NetworkCard, *, skip: bool
+) -> tuple[Tensor, list[str | None]]:
+    """The images that can be read, and for each path what is wrong, None where nothing is."""
+    images: list[Tensor] = []
+    errors: list[str | None] = []
+    for path in paths:
+        try:
+            images.append(_load(path, card))
+            errors.append(None)
+        except UserError as error:
+            if not skip or not path.exists():
+                raise
+            errors.append(str(error))
+    return torch.stack(images) if images else torch.empty(0), errors
+
+
+def _most_probable(
+    network: nn.Module, card: NetworkCard, images: Tensor, count: int
+) -> list[tuple[tuple[str, float], ...]]:
+    probabilities = class_probabilities(network, card.preprocessing, images)
+    require_finite(probabilities, card)
+    top = probabilities.topk(min(count, len(card.class_names)))
+    return [
+        tuple(zip((card.class_names[number] for number in numbers), values, strict=True))
+        for values, numbers in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]
+
+
 def _picture_paths(files: dict[Path, Path], folder: Path, overwrite: bool) -> dict[Path, Path]:
     """Where the picture of each image goes: the images' names, numbered where they are equal."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder for the pictures of masks, it is a file")
+    require_folder(folder)
     pictures: dict[Path, Path] = {}
     taken: set[Path] = set()
     for file, relative in files.items():

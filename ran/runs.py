@@ -1,8 +1,9 @@
 """The folder a training writes."""
 
-import os
+import glob
 import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from .checkpoints import WEIGHTS_FILE
 from .errors import UserError
-from .files import read_json, write_json
+from .files import is_abandoned, partial_path, read_json, require_folder, write_json
 from .saving import BEST, LAST, PREVIOUS
 
 RUN_FILE = "run.json"
@@ -45,7 +46,8 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     An existing one may be written only with ``overwrite``, and only if a training wrote it and
     everything in it.
     """
-    if not folder.exists() and not folder.is_symlink():
+    require_folder(folder)
+    if not folder.exists():
         return
     if not overwrite:
         raise UserError(
@@ -73,6 +75,7 @@ def saved_values(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no training wrote ``folder``.
     """
+    require_folder(folder)
     content = read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION)
     settings = content.get("settings")
     if not isinstance(settings, dict):
@@ -81,8 +84,24 @@ def saved_values(folder: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a killed training had not finished writing."""
+    """Deletes what killed trainings had not finished writing, in ``folder`` and for it beside it.
+
+    What a process that may still run is writing stays, and everything else.
+    """
     for path in folder.glob(".*.partial-*"):
+        if is_abandoned(path):
+            _delete(path)
+    for path in folder.parent.glob(f".{glob.escape(folder.stem)}.partial-*"):
+        if path.is_dir() and is_abandoned(path):
+            for entry in path.iterdir():  # a folder that was being made holds these alone
+                if entry.name == RUN_FILE or is_abandoned(entry):
+                    _delete(entry)
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):  # it is in nobody's way
         path.unlink()
 
 
@@ -92,7 +111,7 @@ def start_folder(folder: Path, settings: dict[str, Any]) -> None:
     Call ``check_folder`` first: what is there is deleted.
     """
     # made under another name, so that a kill leaves no folder that nothing is known of
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial = partial_path(folder)
     try:
         partial.mkdir(parents=True)
         write_run(partial, settings, {})

@@ -151,6 +151,8 @@ class TrainingSettings:
             low_high = getattr(self, name)
             if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
                 raise UserError(f"{name}: expected [least, greatest] above 0, got {low_high}")
+        if self.scale[1] > 1:
+            raise UserError(f"scale: expected shares of at most 1, got {self.scale}")
         try:
             json.dumps(self.model_options)
         except (TypeError, ValueError) as error:

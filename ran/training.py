@@ -21,6 +21,7 @@ from .data.options import DataOptions
 from .devices import choose_device, choose_precision
 from .engine import Engine, run_engine
 from .errors import UserError
+from .files import require_folder
 from .masks import draw_test_masks
 from .plots import plot_curves
 from .processes import Processes, find_processes
@@ -123,8 +124,8 @@ def train(
 
     made = processes.first and not (settings.resume and settings.folder.exists())
     if processes.first:
+        runs.remove_leftovers(settings.folder)
         if not made:
-            runs.remove_leftovers(settings.folder)
             if checkpoint and checkpoint.name == PREVIOUS:
                 # damaged, and it must not become the previous one of the next
                 (settings.folder / LAST).unlink(missing_ok=True)
@@ -153,6 +154,7 @@ def _continue_from(
         return settings, None
     if settings.overwrite:
         raise UserError("resume: expected it without overwrite, got both")
+    require_folder(settings.folder)
     if not settings.folder.exists() or not (first or (settings.folder / runs.RUN_FILE).exists()):
         return settings, None  # not there, or about to be made by the first process
     saved = make_settings(runs.saved_values(settings.folder))

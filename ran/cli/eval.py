@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite
+from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite, SkipUnreadable
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation
@@ -32,6 +32,7 @@ def evaluate(
         bool, typer.Option("--picture/--no-picture", help="Whether to write that picture.")
     ] = True,
     overwrite: Overwrite = False,
+    skip_unreadable: SkipUnreadable = False,
     batch_size: BatchSize = 64,
     device: Device = "auto",
 ) -> None:
@@ -55,6 +56,7 @@ def evaluate(
             overwrite=overwrite,
             device=device,
             batch_size=batch_size,
+            skip_unreadable=skip_unreadable,
             progress=True,
         )
     if as_json:
@@ -82,12 +84,14 @@ def _print(evaluation: "Evaluation") -> None:
         )
     console.print(table)
     tta = "" if evaluation.tta == "none" else f", with {evaluation.tta}"
-    lines = (
+    lines: tuple[str, ...] = (
         f"{evaluation.model} on {evaluation.data} at {evaluation.image_size}×"
         f"{evaluation.image_size}{tta}: {evaluation.images:,} images",
         f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}",
         f"{evaluation.images_per_second:,.0f} images/s with reading, {evaluation.seconds:.1f} s",
     )
+    if evaluation.unreadable:
+        lines += (f"{evaluation.unreadable:,} unreadable images were left out",)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from .arguments import BatchSize, Checkpoint, Deploy, Device, Overwrite
+from .arguments import BatchSize, Checkpoint, Deploy, Device, Overwrite, SkipUnreadable
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
@@ -39,6 +39,7 @@ def predict(
         typer.Option(metavar="DIR", help="Write a picture of each image's attention masks there."),
     ] = None,
     overwrite: Overwrite = False,
+    skip_unreadable: SkipUnreadable = False,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     deploy: Deploy = True,
@@ -61,10 +62,14 @@ def predict(
             overwrite=overwrite,
             device=device,
             batch_size=batch_size,
+            skip_unreadable=skip_unreadable,
             deploy=deploy,
         )
     write = _write_json if as_json else _write_csv if as_csv else _print_table
     write(predictions)
+    if errors := [prediction.error for prediction in predictions if prediction.error]:
+        # beside the output, in which a program that reads CSV expects rows alone
+        typer.echo(f"{len(errors):,} unreadable images left out, first {errors[0]}", err=True)
 
 
 def _write_json(predictions: "Sequence[Prediction]") -> None:
@@ -75,6 +80,7 @@ def _write_json(predictions: "Sequence[Prediction]") -> None:
                 {"class": name, "probability": probability}
                 for name, probability in prediction.classes
             ],
+            **({"error": prediction.error} if prediction.error else {}),
         }
         for prediction in predictions
     ]

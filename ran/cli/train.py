@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..processes import find_processes
 from ..settings import TrainingSettings, make_settings
+from .arguments import SkipUnreadable, TrainingData
 
 if TYPE_CHECKING:
     from ..training import TrainingResult
@@ -27,13 +28,7 @@ def train(
         bool, typer.Option("--list", help="Print the recipes, or one with its settings, and end.")
     ] = False,
     model: Annotated[str | None, typer.Option(help="Such as attention56_cifar_pool.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, cifar10:PATH, cifar100:PATH, folder:PATH, imagenet:PATH, or timm's "
-            "hfds/NAME, wds/NAME:PATH."
-        ),
-    ] = None,
+    data: TrainingData = None,
     epochs: Annotated[
         int | None, typer.Option(help=f"Passes over the training images{_default('epochs')}.")
     ] = None,
@@ -73,9 +68,7 @@ def train(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch cifar10, cifar100 or a reader's set.")
     ] = False,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave damaged images out and count them.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, 32, bf16-mixed, 16-mixed or 64.")

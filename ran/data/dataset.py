@@ -49,22 +49,34 @@ class Unreadable:
     Attributes:
         found: how many before the training, all of them looked at.
         first: what was wrong with the first of them.
-        marks: one a file, in memory that worker processes share: not 0 where one was found to be
-            unreadable since.
+        tested: how many of them are test images.
+        marks, test_marks: one a file, in memory that worker processes share: not 0 where one was
+            found to be unreadable since.
     """
 
     found: int = 0
     first: str = ""
+    tested: int = 0
     marks: list[Tensor] = field(default_factory=list)
+    test_marks: list[Tensor] = field(default_factory=list)
 
-    def new_marks(self, files: int) -> Tensor:
+    def new_marks(self, files: int, *, test: bool) -> Tensor:
         """Marks for ``files`` more."""
-        self.marks.append(torch.zeros(files, dtype=torch.uint8).share_memory_())
-        return self.marks[-1]
+        marks = torch.zeros(files, dtype=torch.uint8).share_memory_()
+        (self.test_marks if test else self.marks).append(marks)
+        return marks
 
     def count(self) -> int:
         """How many are known of by now."""
-        return self.found + sum(int(marks.count_nonzero()) for marks in self.marks)
+        return self.found + _marked(self.marks) + _marked(self.test_marks)
+
+    def count_tested(self) -> int:
+        """How many test images are known of by now."""
+        return self.tested + _marked(self.test_marks)
+
+
+def _marked(marks: Iterable[Tensor]) -> int:
+    return sum(int(each.count_nonzero()) for each in marks)
 
 
 @dataclass(frozen=True)

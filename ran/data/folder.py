@@ -40,6 +40,8 @@ class Files:
         random: the transform is seeded for each batch of a ``Draw``.
         marks: one a sample, where an unreadable file is marked and the next one taken in its
             place; None makes it an error.
+        test: an unreadable file has none taken in its place, which would count another one twice:
+            a batch has fewer images then.
     """
 
     samples: Sequence[tuple[str, int]]
@@ -47,6 +49,7 @@ class Files:
     channels: int
     random: bool = False
     marks: Tensor | None = None
+    test: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,17 +58,18 @@ class Files:
         seed = getattr(indices, "seed", None)
         if self.random and seed is not None:
             seed_all(seed)
-        samples = [self._read(index) for index in indices]
+        samples = [sample for index in indices if (sample := self._read(index))]
+        images = [self.transform(image) for image, _ in samples]
         return (
-            torch.stack([self.transform(image) for image, _ in samples]),
-            torch.tensor([label for _, label in samples]),
+            torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
+            torch.tensor([label for _, label in samples], dtype=torch.int64),
         )
 
     def _open(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
         return open_image(path, self.channels), label
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
+    def _read(self, index: int) -> tuple[Image.Image, int] | None:
         for _ in range(MOST_IN_A_ROW):
             try:
                 return self._open(index)
@@ -73,6 +77,8 @@ class Files:
                 if self.marks is None:
                     raise
                 self.marks[index] = 1
+                if self.test:
+                    return None
                 reason = error
                 index = (index + 1) % len(self.samples)
         raise UserError(f"{MOST_IN_A_ROW} images one after another are unreadable: {reason}")
@@ -132,9 +138,10 @@ def load_folder(
     transforms = [training_transform(size, options) if random_scale else plain, plain]
     splits: list[Split] = []
     for number, kept in enumerate(samples):
-        marks = unreadable.new_marks(len(kept)) if options.skip_unreadable else None
-        is_random = random_scale and number == 0
-        split = Files(kept, transforms[number], channels, random=is_random, marks=marks)
+        test = number == 1
+        marks = unreadable.new_marks(len(kept), test=test) if options.skip_unreadable else None
+        is_random = random_scale and not test
+        split = Files(kept, transforms[number], channels, is_random, marks, test)
         fits = len(kept) * channels * size * size <= IN_MEMORY
         splits.append(_decoded(split) if check and fits and not is_random else split)
     return ImageData(
@@ -158,6 +165,7 @@ def _readable(
     bad = {path: error for path, error in zip(paths, errors, strict=True) if error}
     if bad:
         unreadable.found, unreadable.first = len(bad), str(next(iter(bad.values())))
+        unreadable.tested = sum(path in bad for path, _ in parts[1])
     return grayscale, [[sample for sample in part if sample[0] not in bad] for part in parts]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .options import DataOptions
 from .order import seed_all, seed_of
 from .transforms import to_size, training_transform
 
-#: Before the name of a set: timm's readers, and the package that each needs.
+#: Before the name of a set: timm's readers, and the package that each needs, as pip calls it.
 READERS = {
     "hfds": "datasets",
     "hfids": "datasets",
@@ -110,7 +111,7 @@ def load_reader(
         class_names=_class_names(name, train, options.num_classes),
         preprocessing=preprocessing,
         train=_split(train, transform, options, unreadable, random=random_scale),
-        test=_split(test, plain, options, unreadable, random=False),
+        test=_split(test, plain, options, unreadable, test=True),
         augmentation=unchanged,
         workers=options.worker_count(),
         unreadable=unreadable,
@@ -119,6 +120,12 @@ def load_reader(
 
 def _open(reader: str, path: str, split: str, options: DataOptions, *, training: bool) -> Any:
     package = READERS[reader.partition("/")[0]]
+    missing = UserError(
+        f"{reader}: needs the package {package}, which is not installed: pip install {package}"
+    )
+    # asked first: some of timm's readers print when they miss it, one fails later in other words
+    if not _installed(package.replace("-", "_")):
+        raise missing
     try:
         return create_dataset(
             reader,
@@ -129,21 +136,33 @@ def _open(reader: str, path: str, split: str, options: DataOptions, *, training:
             seed=options.seed,
         )
     except ImportError:
-        raise UserError(f"{reader}: needs the package {package}, which is not installed") from None
+        raise missing from None
     except Exception as error:  # every library behind a reader has exceptions of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{reader}: cannot open its part {split!r}: {reason}") from None
 
 
+def _installed(module: str) -> bool:
+    # a folder of that name where Python looks, say one of data, is found too, without an origin
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
 def _split(
-    dataset: Any, transform: Any, options: DataOptions, unreadable: Unreadable, *, random: bool
+    dataset: Any,
+    transform: Any,
+    options: DataOptions,
+    unreadable: Unreadable,
+    *,
+    random: bool = False,
+    test: bool = False,
 ) -> Any:
     if isinstance(dataset, IterableDataset):
         dataset.transform = transform  # type: ignore[attr-defined]  # of timm's
         return Stream(dataset, options.seed)
     count = len(dataset.reader)
-    marks = unreadable.new_marks(count) if options.skip_unreadable else None
-    return Indexed(dataset.reader, transform, channels=3, random=random, marks=marks)
+    marks = unreadable.new_marks(count, test=test) if options.skip_unreadable else None
+    return Indexed(dataset.reader, transform, 3, random, marks, test)
 
 
 def _class_names(name: str, dataset: Any, count: int | None) -> tuple[str, ...]:

@@ -139,6 +139,26 @@ def test_an_existing_output_folder_is_left_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite", None])
+@pytest.mark.parametrize("recipe", ["digits", None])
+def test_an_output_that_is_a_file_or_in_one_is_left_as_it_is(
+    tmp_path: Path, flag: str | None, recipe: str | None
+) -> None:
+    (tmp_path / "thesis").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    arguments = [word for word in ("train", recipe, flag) if word]
+    if not recipe and flag != "--resume":
+        arguments += TINY_ARGUMENTS
+    for name, expected in (
+        ("thesis", "thesis: expected a folder, it is a file"),
+        ("link", "link: expected a folder, it is a link to nothing"),
+        ("thesis/run/1", f"expected a folder to make it in, {tmp_path / 'thesis'} is a file"),
+    ):
+        refused(ran(*arguments, "--output", tmp_path / name), expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis", "link"}
+    assert (tmp_path / "thesis").read_text() == "mine"
+
+
 def test_bad_prediction_arguments(run: tuple[Path, Result], tmp_path: Path) -> None:
     image, text = tmp_path / "image.png", tmp_path / "text.png"
     random_image((8, 8), 0).save(image)

@@ -109,6 +109,51 @@ def test_eval_names_a_damaged_image(checkpoint: Path, tmp_path: Path) -> None:
     refused(result, str(image), "expected a readable image")
 
 
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_eval_leaves_damaged_images_out_and_counts_them(
+    checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    data = make_folder(tmp_path / "pets", count=3)
+    for image in (data / "test" / "dog" / "1.png", data / "train" / "cat" / "0.png"):
+        image.write_bytes(image.read_bytes()[:99])
+    arguments = ("eval", checkpoint, "--data", f"{kind}:{data}", "--no-picture", "--batch-size", 1)
+    if kind == "imagenet":
+        refused(ran(*arguments), "1.png", "expected a readable image")
+    content = json.loads(ran(*arguments, "--skip-unreadable", "--json").stdout)
+    assert (content["images"], content["unreadable_images"]) == (5, 1)
+    assert [row["images"] for row in content["classes"]] == [3, 2]
+    assert "1 unreadable images were left out" in ran(*arguments, "--skip-unreadable").stdout
+    if kind == "imagenet":
+        for image in (data / "test").glob("*/*"):
+            image.write_bytes(b"")
+        refused(ran(*arguments, "--skip-unreadable"), "can be read, found none")
+
+
+def test_predict_goes_on_without_damaged_images_when_told_to(
+    checkpoint: Path, photos: Path
+) -> None:
+    damaged = photos / "aa.png"
+    damaged.write_bytes(b"no image")
+    arguments = ("predict", checkpoint, photos, "--batch-size", 1)
+    refused(ran(*arguments), str(damaged), "expected a readable image")
+    going_on = (*arguments, "--skip-unreadable")
+    result = ran(*going_on, "--json", "--masks", photos.parent / "masks")
+    assert result.exit_code == 0
+    content = json.loads(result.stdout)
+    names = ("a.jpg", "aa.png", "b.png", "more/b.png")
+    assert [entry["image"] for entry in content] == [str(photos / name) for name in names]
+    assert [len(entry["classes"]) for entry in content] == [2, 0, 2, 2]
+    assert [str(damaged) in entry.get("error", "") for entry in content] == [0, 1, 0, 0]
+    assert len(list((photos.parent / "masks").rglob("*.png"))) == 3
+    for form in ("--csv", "--deploy"):
+        result = ran(*going_on, form)
+        assert result.stderr.startswith(f"1 unreadable images left out, first {damaged}: ")
+        assert "aa.png" not in result.stdout
+    refused(ran(*arguments[:2], damaged, "--skip-unreadable"), "at least", str(damaged))
+    missing = photos / "no.png"
+    refused(ran(*going_on, missing), f"{missing}: expected an image, found nothing there")
+
+
 def test_predict_takes_folders_and_prints_csv_and_json(checkpoint: Path, photos: Path) -> None:
     single = photos / "notes.png"
     random_image((9, 9), 5, "L").save(single)
@@ -225,6 +270,19 @@ def test_every_help_has_an_example_that_parses(name: str) -> None:
         commands()[name].make_context(name, arguments, resilient_parsing=False)
 
 
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_the_help_of_data_says_every_form(name: str) -> None:
+    option = next(each for each in commands()[name].params if each.name == "data")
+    for kind in (
+        *package.data._SMALL,
+        "folder:PATH",
+        "imagenet:PATH",
+        "wds/NAME:PATH",
+        "hfds/NAME",
+    ):
+        assert kind in option.help  # type: ignore[attr-defined]
+
+
 def test_wrong_usage_is_one_line() -> None:
     refused(ran("paint"), "ran: ", "'paint'")
     refused(ran("predict", "a", "--topk", "many"), "ran predict: ", "--topk")
@@ -237,6 +295,7 @@ def test_wrong_usage_is_one_line() -> None:
     [
         ("ran ev", ["eval"]),
         ("ran eval runs --data cif", ["cifar10:", "cifar100:"]),
+        ("ran train --data w", ["wds/"]),
         ("ran predict runs a.png --device cu", ["cuda", "cuda:0"]),
         ("ran export runs --ov", ["--overwrite"]),
     ],

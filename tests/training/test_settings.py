@@ -44,6 +44,8 @@ from .helpers import TINY_OPTIONS, tiny_settings
         ({"schedule": "multistep", "milestones": [100]}, "milestones: expected rising times"),
         ({"milestones": "30"}, "milestones: expected a list of numbers, got '30'"),
         ({"scale": [0.5]}, "scale: expected [least, greatest] above 0, got [0.5]"),
+        ({"scale": [0.5, 1.5]}, "scale: expected shares of at most 1, got [0.5, 1.5]"),
+        ({"ratio": [1.5, 0.5]}, "ratio: expected [least, greatest] above 0, got [1.5, 0.5]"),
         ({"optimizer": "sdg"}, "optimizer: expected one of timm.optim.list_optimizers()"),
         ({"optimizer": "sdg"}, "did you mean 'sgd'"),
         ({"sync_bn": True}, "sync_bn: expected GPUs"),
@@ -84,6 +86,11 @@ def test_unknown_and_missing_settings_are_named() -> None:
 def test_settings_survive_their_file() -> None:
     settings = tiny_settings(Path("a/b"), milestones=[3, 4.5], schedule="multistep", epochs=9)
     assert make_settings(settings.to_json()) == settings
+
+
+def test_a_crop_may_be_any_shape_but_no_larger_than_the_image() -> None:
+    settings = tiny_settings(Path("x"), scale=[1.0, 1.0], ratio=[0.5, 3.0])
+    assert (settings.scale, settings.ratio) == ([1.0, 1.0], [0.5, 3.0])
 
 
 def rates(schedule: Schedule) -> list[float]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_unreadable_images_are_left_out_and_counted(damaged: tuple[Path, Path]) 
         load_data(f"folder:{root}", 16)
     data = load_data(f"folder:{root}", 16, options=SKIP)
     assert (len(data.train), len(data.test)) == (7, 7)
-    assert data.unreadable.count() == 2
+    assert (data.unreadable.count(), data.unreadable.count_tested()) == (2, 1)
     assert str(first) in data.unreadable.first
 
 
@@ -162,8 +163,12 @@ def test_unreadable_images_found_on_the_way_are_replaced_and_counted_once(
 def test_workers_count_unreadable_images_too(damaged: tuple[Path, Path]) -> None:
     options = DataOptions(skip_unreadable=True, workers=1)
     data = load_data(f"imagenet:{damaged[0]}", 16, options=options)
-    assert sum(len(labels) for _, labels in data.test_loader(3)) == 8
-    assert data.unreadable.count() == 1
+    # in the test no other image is counted twice in place of the damaged one
+    assert [labels.tolist() for _, labels in data.test_loader(3)] == [[0, 0, 0], [0, 1], [1, 1]]
+    assert (data.unreadable.count(), data.unreadable.count_tested()) == (1, 1)
+    # nor where a batch has nothing else
+    images = [len(images) for images, _ in data.test_loader(1)]
+    assert images == [1, 1, 1, 1, 0, 1, 1, 1]
 
 
 def test_a_class_without_readable_images_is_named(damaged: tuple[Path, Path]) -> None:
@@ -174,17 +179,40 @@ def test_a_class_without_readable_images_is_named(damaged: tuple[Path, Path]) ->
         load_data(f"folder:{root}", 16, options=SKIP)
 
 
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
 def test_a_training_says_how_many_images_it_left_out(
-    damaged: tuple[Path, Path], tmp_path: Path
+    kind: str, damaged: tuple[Path, Path], tmp_path: Path
 ) -> None:
     settings = tiny_settings(
         tmp_path / "run",
-        data=f"folder:{damaged[0]}",
+        data=f"{kind}:{damaged[0]}",
         epochs=1,
-        batch_size=4,
+        batch_size=1,
+        workers=0,
         skip_unreadable=True,
     )
-    assert train(settings).unreadable == 2
+    result = train(settings)
+    assert result.unreadable == 2
+    # of the 7 test images that are left
+    assert result.last["test_accuracy"] * 7 == pytest.approx(
+        round(result.last["test_accuracy"] * 7), abs=1e-4
+    )
+
+
+def test_a_training_without_a_readable_test_image_says_so(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pets")
+    for path in (root / "test").glob("*/*"):
+        path.write_bytes(b"")
+    settings = tiny_settings(
+        tmp_path / "run",
+        data=f"imagenet:{root}",
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        skip_unreadable=True,
+    )
+    with pytest.raises(UserError, match=r"pets: expected test images that can be read, found none"):
+        train(settings)
 
 
 def test_cutout_blanks_one_square_of_the_given_size() -> None:
@@ -261,6 +289,7 @@ def read(kind: Any, monkeypatch: pytest.MonkeyPatch, name: str, **options: Any) 
 
     opened: list[tuple[str, str | None, str]] = []
     monkeypatch.setattr(ran.data.readers, "create_dataset", create)
+    monkeypatch.setattr(ran.data.readers, "_installed", lambda _: True)
     data = load_data(name, 16, "none", DataOptions(workers=0, test_split="val", **options))
     reader, _, root = name.partition(":")
     assert opened == [(reader, root or None, "train"), (reader, root or None, "val")]
@@ -304,15 +333,42 @@ def test_a_stream_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(
         ran.data.readers, "create_dataset", lambda name, split, **_: Streamed(split)
     )
+    monkeypatch.setattr(ran.data.readers, "_installed", lambda _: True)
     settings = tiny_settings(
         tmp_path / "run", data="wds/x", num_classes=2, epochs=2, batch_size=2, workers=0
     )
     assert [row["step"] for row in train(settings).rows] == [3, 6]
 
 
-def test_a_readers_missing_package_and_its_errors_are_one_line(
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("wds/x:/data", "webdataset"),
+        ("hfds/x", "datasets"),
+        ("hfids/x", "datasets"),
+        ("tfds/x", "tensorflow-datasets"),
+    ],
+)
+@pytest.mark.parametrize("found", [None, ModuleSpec("a folder of that name", None)])
+def test_a_readers_missing_package_is_named_and_how_to_get_it(
+    name: str,
+    package: str,
+    found: ModuleSpec | None,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(ran.data.readers, "find_spec", {package.replace("-", "_"): found}.get)
+    with pytest.raises(UserError) as caught:
+        load_data(name, 16)
+    assert str(caught.value) == (
+        f"{name.partition(':')[0]}: needs the package {package}, which is not installed: "
+        f"pip install {package}"
+    )
+    assert capsys.readouterr().out == ""  # where --json is expected
+
+
+def test_a_readers_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ran.data.readers, "_installed", lambda _: True)
     for error, expected in (
         (ImportError("x"), "hfds/x: needs the package datasets, which is not installed"),
         (RuntimeError("no such\nset"), "hfds/x: cannot open its part 'train': no such set"),
@@ -324,7 +380,8 @@ def test_a_readers_missing_package_and_its_errors_are_one_line(
         monkeypatch.setattr(ran.data.readers, "create_dataset", fail)
         with pytest.raises(UserError) as caught:
             load_data("hfds/x", 16)
-        assert str(caught.value) == expected
+        assert str(caught.value).startswith(expected)
+        assert "\n" not in str(caught.value)
 
 
 def test_automatic_augmentation_and_scale_reach_timms_transforms(tmp_path: Path) -> None:
