@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
@@ -33,8 +32,7 @@ class DeployedCBAM(nn.Module):
         super().__init__()
         for part, kind in (("fc1", nn.Linear), ("fc2", nn.Linear), ("norm", nn.BatchNorm2d)):
             _require(getattr(cbam, part), kind, f"{name}.{part}")
-        self.fc1 = copy.deepcopy(cbam.fc1).to(make.dtype).requires_grad_(False)
-        self.fc2 = copy.deepcopy(cbam.fc2).to(make.dtype).requires_grad_(False)
+        self.fc1, self.fc2 = make.linear(cbam.fc1), make.linear(cbam.fc2, times=2)
         conv = copy.deepcopy(cbam.conv)
         if cbam.mean_first:  # the kernel's maps are maximum, then mean
             conv.weight.data = conv.weight.data.flip(1)
@@ -42,11 +40,9 @@ class DeployedCBAM(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
         mean, maximum = ran_kernels.channel_pool(x)
-        # mlp(mean) + mlp(maximum), whose second layer is linear.
-        hidden = F.relu(self.fc1(torch.cat([mean, maximum]))).unflatten(0, (2, -1)).sum(0)
-        channel = F.linear(hidden, self.fc2.weight)
-        if self.fc2.bias is not None:
-            channel = channel + 2 * self.fc2.bias
+        # mlp(mean) + mlp(maximum): the second layer is linear, and adds its bias for both.
+        hidden = self.fc1(torch.cat([mean, maximum])).relu_()
+        channel = self.fc2(hidden.unflatten(0, (2, -1)).sum(0))
         spatial = self.conv(ran_kernels.spatial_pool(x, channel))
         return ran_kernels.cbam_gate(x, channel, spatial, shortcut=shortcut, relu=relu)
 

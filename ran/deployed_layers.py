@@ -180,6 +180,23 @@ class Conv(nn.Module):
         self._prepare()
 
 
+class Linear(nn.Module):
+    """A linear layer, (N, in) to (N, out), in one call. Its bias is taken `times` times."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear, *, times: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        out = linear.out_features
+        bias = torch.zeros(out) if linear.bias is None else times * linear.bias.detach()
+        self.register_buffer("weight", linear.weight.detach().to(dtype, copy=True).t())
+        self.register_buffer("bias", bias.to(linear.weight.device, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
 class Affine(nn.Module):
     """Batch normalisation that no convolution stands before, and its ReLU: (N, C, H, W) to same."""
 
@@ -217,6 +234,10 @@ class Maker:
     ) -> Conv:
         """As Conv."""
         return Conv(conv, norm, relu=relu, name=name, dtype=self.dtype, layout=self.layout)
+
+    def linear(self, linear: nn.Linear, times: int = 1) -> Linear:
+        """As Linear."""
+        return Linear(linear, times=times, dtype=self.dtype)
 
     def affine(self, norm: nn.BatchNorm2d, name: str) -> Affine:
         """As Affine."""

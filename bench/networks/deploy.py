@@ -28,12 +28,12 @@ from bench.compare import (
     default_device,
     keep_freed_memory,
     peak_memory,
-    require_close,
 )
 from bench.results_file import Record
 from ran.deployed_layers import Conv
 
 from .tables import deployed
+from .trained import as_trained, require_accurate
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -73,15 +73,6 @@ def prepare(name: str, model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def shaped(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode with statistics as a trained one has them."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-            nn.init.normal_(module.running_mean, std=0.3)  # type: ignore[arg-type]
-    return model.eval()
-
-
 def compare(
     network: str,
     batch: int,
@@ -97,16 +88,17 @@ def compare(
     """
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model = shaped(ran.create_model(network)).to(device)
+    model = as_trained(ran.create_model(network).to(device), (size[0], size[1]))
     x = torch.randn(batch, 3, *size, device=device, dtype=DTYPES[dtype])
     with torch.no_grad(), ran_kernels.backend("reference"):
-        want = model(x.float())
+        exact = copy.deepcopy(model).double()(x.double())
+        own = copy.deepcopy(model).to(x.dtype)(x)
     runs, ready = {}, {}
     for name in variants:
         start = time.perf_counter()
         runs[name] = prepare(name, model, x)
         ready[name] = time.perf_counter() - start
-        require_close(name, runs[name](), want, DTYPES[dtype])
+        require_accurate(name, runs[name](), exact, own)
     turns = Turns({name: [run] for name, run in runs.items()}, Stopwatch(device))
     turns.warm_up(1)
     for _ in range(rounds):
