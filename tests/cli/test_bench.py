@@ -31,9 +31,7 @@ def test_wrong_options_end_with_code_2() -> None:
 def test_an_unknown_benchmark_is_named() -> None:
     result = CliRunner().invoke(app, ["bench", "disks"])
     assert result.exit_code == 2
-    assert (
-        f"expected one of {', '.join(PROGRAMS)}" in result.output
-    )
+    assert f"expected one of {', '.join(PROGRAMS)}" in result.output
 
 
 def test_without_a_checkout_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
