@@ -64,7 +64,14 @@ def cbam_block(
 
     The small parts are computed in the parameters' dtype, whatever autocast says.
     """
-    return _Block.apply(dense_layout(x), shortcut, *perceptron, conv, *norm, *options)
+    return _apply(dense_layout(x), shortcut, *perceptron, conv, *norm, *options)
+
+
+# Dynamo keeps out of it and AOTAutograd traces it: what Dynamo makes of a node that turns autocast
+# off leaves it off for all that follows.
+@torch.compiler.allow_in_graph
+def _apply(*arguments: Any) -> Tensor:
+    return _Block.apply(*arguments)
 
 
 class _Block(torch.autograd.Function):

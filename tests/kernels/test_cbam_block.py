@@ -257,6 +257,23 @@ def test_autocast(place: Place) -> None:
 
 
 @kernels
+def test_autocast_holds_for_what_follows_in_a_compiled_network(place: Place) -> None:
+    # Dynamo once left it off behind the block, and the next convolution had two dtypes.
+    torch._dynamo.reset()
+    ours, _ = modules(place.device)
+    network = nn.Sequential(ours, nn.Conv2d(SHAPE[1], 4, 1, device=place.device))
+    x = features(SHAPE, device=place.device)
+    with torch.autocast(place.device, torch.bfloat16):
+        want = place.run(copy.deepcopy(network), x)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        got = place.run(compiled, x)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, want)
+    got.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@kernels
 def test_checkpoint_gives_the_same_gradients(place: Place) -> None:
     ours, _ = modules(place.device, training=False)
     x = features(SHAPE, device=place.device)
