@@ -1,6 +1,7 @@
 """What a training saves and what prediction loads: a network with its classes and images."""
 
 import pickle
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from .pretrained import (
 CARD_KEY = "ran_network"
 #: Before the names of the network's tensors in a Lightning checkpoint.
 NETWORK_PREFIX = "network."
+#: What a training calls the checkpoint that it keeps of an epoch.
+KEPT = "epoch-{:04}.ckpt"
+_KEPT = re.compile(r"epoch-(\d{4,})\.ckpt", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ class NetworkCard:
             raise UserError(f"{source}: expected a field {error}, it has none") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{source}: a field is malformed: {error}") from None
+
+
+def kept_epoch(path: Path) -> int | None:
+    """The epoch of a checkpoint that a training kept; None where the name is another's."""
+    found = _KEPT.fullmatch(path.name)
+    return int(found[1]) if found else None
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """Those in the folder of a training, in the order of their epochs."""
+    found = [(kept_epoch(path), path) for path in folder.glob("epoch-*.ckpt")]
+    return [path for epoch, path in sorted(found, key=lambda pair: pair[0] or 0) if epoch]
 
 
 def save_network(network: nn.Module, card: NetworkCard, folder: str | Path) -> Path:

@@ -27,7 +27,7 @@ from .data import ImageData
 from .errors import UserError
 from .processes import Processes
 from .progress import ProgressLine
-from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest
+from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest, step_of
 from .settings import TrainingSettings
 
 
@@ -109,7 +109,14 @@ def run_engine(
     own = [table, guard, stop, _StopAfter(steps)]
     if console:
         own.append(ProgressLine(console, table, steps))
-    keep = Checkpoints(settings.folder, settings.checkpoint_steps, settings.accumulate, guard, stop)
+    keep = Checkpoints(
+        settings.folder,
+        settings.checkpoint_steps,
+        settings.keep_every,
+        settings.accumulate,
+        guard,
+        stop,
+    )
     with _quiet(), _global_settings_restored():
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -122,7 +129,7 @@ def run_engine(
             gradient_clip_val=settings.clip_norm or None,
             sync_batchnorm=settings.sync_bn,
             callbacks=[*own, *callbacks, keep],
-            logger=_loggers(settings.folder),
+            logger=_loggers(engine),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -173,10 +180,14 @@ def _devices(engine: Engine) -> dict[str, Any]:
     return {**arguments, "plugins": plugins}
 
 
-def _loggers(folder: Path) -> Any:
+def _loggers(engine: Engine) -> Any:
     if find_spec("tensorboard") is None:
         return False
-    return TensorBoardLogger(folder, name="", version=runs.LOG_FOLDER)
+    # what a killed training wrote after its last checkpoint is written again: TensorBoard forgets
+    # the first of the two
+    purge = step_of(engine.checkpoint) if engine.checkpoint else 0
+    folder = engine.settings.folder
+    return TensorBoardLogger(folder, name="", version=runs.LOG_FOLDER, purge_step=purge)
 
 
 @contextmanager

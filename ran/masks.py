@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention_views import attention_views, has_attention, shown_channels
-from .checkpoints import NetworkCard, load_network
+from .checkpoints import NetworkCard, kept_checkpoints, load_network
 from .data import ImageData, Preprocessing
 from .devices import choose_device
 from .errors import UserError
@@ -44,7 +44,8 @@ def plot_masks(
     Args:
         checkpoint: as for ``ran.checkpoints.load_network``. Several of one training, in order,
             make an animated GIF: the channels are those that tell most in the last one, and the
-            colours mean the same in all frames.
+            colours mean the same in all frames. For a GIF, the folder of a training stands for all
+            checkpoints that it kept of single epochs, if there are any.
         images: path of an image file, or several.
         output: picture to write; its suffix says the format, such as .png, .pdf or .svg, and .gif
             for several checkpoints.
@@ -69,6 +70,9 @@ def plot_masks(
         require_writable(output, overwrite=overwrite)
     else:
         require_picture(output, overwrite=overwrite)
+    if output.suffix.lower() == ".gif":
+        parts: list[Paths] = [kept_checkpoints(Path(path)) or [path] for path in checkpoints]
+        checkpoints = [path for part in parts for path in part]
     chosen = choose_device(device)
     if len(checkpoints) == 1:
         network, card = _load(checkpoints[0], chosen)

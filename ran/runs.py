@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 
-from .checkpoints import WEIGHTS_FILE
+from .checkpoints import WEIGHTS_FILE, kept_epoch
 from .errors import UserError
 from .files import is_abandoned, partial_path, read_json, require_folder, write_json
 from .saving import BEST, LAST, PREVIOUS
@@ -21,7 +21,7 @@ CURVES_FILE = "curves.png"
 MASKS_FILE = "masks.png"
 #: What TensorBoard reads.
 LOG_FOLDER = "tensorboard"
-#: Everything a training may put into its folder.
+#: Everything a training may put into its folder, but for what it keeps of single epochs.
 RUN_FILES = frozenset(
     {
         RUN_FILE,
@@ -63,7 +63,9 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     foreign = sorted(
         entry.name
         for entry in folder.iterdir()
-        if entry.name not in RUN_FILES and ".partial-" not in entry.name
+        if entry.name not in RUN_FILES
+        and ".partial-" not in entry.name
+        and kept_epoch(entry) is None
     )
     if foreign:
         raise UserError(f"{folder}: expected files of `ran train` only, it holds {foreign[0]}")

@@ -15,7 +15,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from .checkpoints import CARD_KEY
+from .checkpoints import CARD_KEY, KEPT
 from .errors import UserError
 from .files import replacing
 
@@ -92,6 +92,12 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[UserError]]:
     if errors:
         raise errors[0]
     return None, []
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of the optimizer after which a readable checkpoint was written."""
+    # mapped: its tensors are not read
+    return int(torch.load(checkpoint, mmap=True, weights_only=True)["global_step"])
 
 
 class LossGuard(L.Callback):
@@ -178,15 +184,23 @@ class Checkpoints(Checkpoint):
     Args:
         folder: to write to.
         every: steps between two of ``last.ckpt`` within an epoch.
+        keep_every: epochs between two whose network is kept under a name of its own; 0 for none.
         accumulate: batches in a step.
         guard: asked before anything is written.
         stop: asked after each step; the training ends with the exit code that shells use.
     """
 
     def __init__(
-        self, folder: Path, every: int, accumulate: int, guard: LossGuard, stop: StopRequest
+        self,
+        folder: Path,
+        every: int,
+        keep_every: int,
+        accumulate: int,
+        guard: LossGuard,
+        stop: StopRequest,
     ) -> None:
         self._folder, self._every, self._accumulate = folder, every, accumulate
+        self._keep_every = keep_every
         self._guard, self._stop = guard, stop
         self._best = -1.0
 
@@ -212,6 +226,9 @@ class Checkpoints(Checkpoint):
         if accuracy > self._best:
             self._best = accuracy
             self._save(trainer, pl_module, BEST)
+        epoch = trainer.current_epoch + 1
+        if self._keep_every and epoch % self._keep_every == 0:
+            self._save(trainer, pl_module, KEPT.format(epoch))
         self._save(trainer, pl_module, LAST)
         if self._stopping(trainer, always=True):
             self._end(trainer)
@@ -224,7 +241,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
         self._guard.check_weights(trainer, pl_module)
-        trainer.save_checkpoint(self._folder / name, weights_only=name == BEST)
+        trainer.save_checkpoint(self._folder / name, weights_only=name != LAST)
 
     def _stopping(self, trainer: L.Trainer, *, always: bool) -> bool:
         """Whether any process is to stop: the same answer in all of them."""

@@ -17,7 +17,7 @@ SCHEDULES = ("cosine", "linear", "multistep", "constant")
 #: What may differ when a training is resumed: it decides where and how fast, not what comes out.
 FREE_ON_RESUME = frozenset(
     {"output", "overwrite", "resume", "device", "threads", "workers", "download"}
-    | {"checkpoint_steps"}
+    | {"checkpoint_steps", "keep_every"}
 )
 
 
@@ -113,6 +113,8 @@ class TrainingSettings:
     """Continue the training in that folder, or start it if there is none."""
     checkpoint_steps: int = 1000
     """Steps after which ``last.ckpt`` is written, beside each epoch's end."""
+    keep_every: int = 0
+    """Epochs after which the network is kept, as ``epoch-0010.ckpt``; 0 keeps none."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -138,7 +140,7 @@ class TrainingSettings:
         self._require("lr", lambda value: 0 < value < float("inf"), "a positive number")
         for name in ("weight_decay", "clip_norm", "mixup", "cutmix", "color_jitter"):
             self._require(name, lambda value: 0 <= value < float("inf"), "0 or more")
-        for name in ("cutout", "workers"):
+        for name in ("cutout", "workers", "keep_every"):
             self._require(name, lambda value: value >= 0, "0 or more")
         for name in ("momentum", "label_smoothing", "ema", "decay_rate"):
             self._require(name, lambda value: 0 <= value < 1, "0 or more and less than 1")

@@ -62,7 +62,8 @@ def train(
     """Trains a network and writes ``settings.folder``.
 
     The folder gets ``model.safetensors`` and ``model.json`` (see ``ran.checkpoints``), the
-    Lightning checkpoints ``best.ckpt``, ``last.ckpt`` and ``previous.ckpt``, ``metrics.csv``,
+    Lightning checkpoints ``best.ckpt``, ``last.ckpt`` and ``previous.ckpt`` (and with
+    ``keep_every`` those of single epochs, as ``epoch-0010.ckpt``), ``metrics.csv``,
     ``curves.png``, ``masks.png``, ``run.json`` and TensorBoard's logs, where that is installed.
     Everything that can be checked is checked before it is made.
 

@@ -24,7 +24,12 @@ def masks(
         Path, typer.Option("--output", "-o", help="Picture to write: .png, .pdf, .svg, .gif, …")
     ],
     gif: Annotated[
-        bool, typer.Option("--gif", help="Animate the masks over several checkpoints.")
+        bool,
+        typer.Option(
+            "--gif",
+            help="Animate the masks over several checkpoints, or over those that a training kept: "
+            "--set keep_every=EPOCHS.",
+        ),
     ] = False,
     modules: Annotated[
         str, typer.Option(help="Only attention modules with such names, as 'stages.2.*'.")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ran
 import ran.training
@@ -184,6 +185,24 @@ def stopped(pets: Path, tmp_path: Path) -> dict[str, Any]:
     with pytest.raises(SystemExit):
         ran.train(**settings, callbacks=[StopAfterStep(6)])
     return {**settings, "resume": True}
+
+
+def test_no_step_is_logged_twice(pets: Path, tmp_path: Path) -> None:
+    class FailAfterStep(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 60:
+                raise RuntimeError("killed")
+
+    settings = {**TINY, "data": f"folder:{pets}", "batch_size": 1, "epochs": 3}
+    settings["output"] = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="killed"):
+        ran.train(**settings, callbacks=[FailAfterStep()])
+    ran.train(**settings, resume=True)  # from the end of the first epoch, step 34
+    log = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in log.Scalars("train_loss")] == [49, 99, 101]
+    assert [event.step for event in log.Scalars("test_accuracy")] == [33, 67, 101]
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "34"], ["2", "68"], ["3", "102"]]
 
 
 def test_a_damaged_checkpoint_costs_the_time_since_the_one_before_it(
