@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 import ran_kernels
+from ran_kernels import backends
 
 from .attention import AttentionModule, MaskHead, SoftMaskBranch
 from .checks import require_images
@@ -107,22 +108,41 @@ class DeployedUnits(nn.Module):
 
 
 class DeployedHead(nn.Module):
-    """`ran.attention.MaskHead`."""
+    """`ran.attention.MaskHead` but for its last convolution, which `DeployedGate` has."""
 
     def __init__(self, head: MaskHead, name: str, make: Maker) -> None:
         super().__init__()
         self.first = None if head.bn1 is None else make.affine(head.bn1, f"{name}.bn1")
         self.conv1 = make.conv(head.conv1, head.bn2, relu=True, name=f"{name}.conv1")
-        self.conv2 = make.conv(head.conv2, name=f"{name}.conv2")
 
     def forward(self, x: Tensor, a: Tensor | None) -> Tensor:
         if a is None:
             a = x if self.first is None else self.first(x)
-        return self.conv2(self.conv1(a))
+        return self.conv1(a)
+
+
+class DeployedGate(nn.Module):
+    """The mask's last convolution and the gate: its features and the trunk to the gated trunk."""
+
+    def __init__(self, module: AttentionModule, name: str, make: Maker) -> None:
+        super().__init__()
+        self.activation, self.residual = module.activation, module.residual
+        self.conv = make.conv(module.mask.head.conv2, name=f"{name}.mask.head.conv2")
+        self.in_one = make.fuse_gate and module.activation == "mixed"
+
+    def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
+        conv = self.conv
+        # Where Triton does not run, `conv_gate` is two steps, and ours has its weights packed.
+        if self.in_one and backends.choose("conv_gate", trunk) == "triton":
+            weight = conv.weight[:, :, 0, 0]
+            return ran_kernels.conv_gate(x, weight, conv.bias, trunk, residual=self.residual)
+        return ran_kernels.attention_gate(
+            conv(x), trunk, residual=self.residual, activation=self.activation
+        )
 
 
 class DeployedMask(nn.Module):
-    """`ran.attention.SoftMaskBranch`."""
+    """`ran.attention.SoftMaskBranch` but for its last convolution."""
 
     def __init__(self, mask: SoftMaskBranch, name: str, make: Maker) -> None:
         super().__init__()
@@ -168,10 +188,10 @@ class DeployedAttention(nn.Module):
 
     def __init__(self, module: AttentionModule, name: str, make: Maker) -> None:
         super().__init__()
-        self.activation, self.residual = module.activation, module.residual
         self.pre = DeployedUnits(module.pre, f"{name}.pre", make)
         self.trunk = DeployedUnits(module.trunk, f"{name}.trunk", make)
         self.mask = DeployedMask(module.mask, f"{name}.mask", make)
+        self.gate = DeployedGate(module, name, make)
         self.post = DeployedUnits(module.post, f"{name}.post", make)
 
     @property
@@ -183,11 +203,9 @@ class DeployedAttention(nn.Module):
         x, a = self.pre(x, a, self.trunk.first, owned)
         trunk, _ = self.trunk(x, a, None, False)
         del a
-        logits = self.mask(x, trunk)
-        x = ran_kernels.attention_gate(
-            logits, trunk, residual=self.residual, activation=self.activation
-        )
-        del logits, trunk
+        x = self.mask(x, trunk)
+        x = self.gate(x, trunk)
+        del trunk
         return self.post(x, None, following, True)
 
 
