@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import ran
 import ran_kernels
+from bench.compare import peak_memory
 from ran.deployed_layers import Conv
 from ran_kernels import backends
 
@@ -231,6 +232,37 @@ def test_inference_alone() -> None:
     assert deployed.eval() is deployed
     with pytest.raises(RuntimeError, match="train: a deployed network is for inference"):
         deployed.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("attention56", {"width_multiplier": 0.25}),
+        ("cbam_resnet50", {"channels": (32,) * 4}),
+    ],
+)
+def test_peak_memory(name: str, options: dict[str, Any]) -> None:
+    model = shaped(ran.create_model(name, num_classes=4, **options))
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 96, 96).to(memory_format=torch.channels_last)
+    deployed = ran.deploy(model, example=x)
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        with ran_kernels.backend("reference"):
+            return model(x)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each further one has scratch memory, much for a network this small
+    try:
+        plain()
+        ours, theirs = (peak_memory(run, "cpu") for run in (lambda: deployed(x), plain))
+    finally:
+        torch.set_num_threads(threads)
+    assert x.nbytes < ours < theirs
+    if name == "attention56":
+        # The gate has three tensors of the first stage's size, and the mask's features beside them.
+        assert ours < 5 * 4 * (4 * 64 * 24 * 24)
 
 
 def _hooked() -> nn.Module:
