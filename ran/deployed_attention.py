@@ -2,8 +2,9 @@
 
 Between two pre-activation units two tensors pass: the sum x, and a, which is x normalised and
 through a ReLU for the unit that comes next. Every block is called with both and with that next
-normalisation (`following`), and gives both, so that one pass over memory can make them. Where a is
-None the block makes its own. `owned` says that x is nobody else's and may be overwritten.
+normalisation (`following`), and gives both where one pass over memory makes them, which is on CUDA.
+Elsewhere a is None and the block makes its own: what is passed lives on in its callers' frames.
+`owned` says that x is nobody else's and may be overwritten.
 """
 
 import copy
@@ -12,18 +13,15 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 import ran_kernels
+from ran_kernels import backends
 
-from .attention import AttentionModule, MaskHead, SoftMaskBranch
+from .attention import AttentionModule, SoftMaskBranch
 from .checks import require_images
 from .deployed_layers import Affine, Conv, Maker
 from .network import ResidualAttentionNetwork
 from .units import PreActUnit, ResNeXtUnit
 
 Pair = tuple[Tensor, Tensor | None]
-
-
-def _then(following: Affine | None, x: Tensor) -> Pair:
-    return x, None if following is None else following(x)
 
 
 class DeployedPreAct(nn.Module):
@@ -50,7 +48,7 @@ class DeployedPreAct(nn.Module):
         if y.is_cuda and following is not None:
             # cuDNN adds only where a ReLU follows at once: the addition joins the normalisation.
             return following.of_sum(self.conv3(y), x)
-        return _then(following, self.conv3(y, x, into=owned))
+        return self.conv3(y, x, into=owned), None
 
 
 class DeployedResNeXt(nn.Module):
@@ -71,7 +69,7 @@ class DeployedResNeXt(nn.Module):
         y = self.conv2(self.conv1(x))
         if self.shortcut is not None:
             x, owned = self.shortcut(x), True
-        return _then(following, self.conv3(y, x, into=owned))
+        return self.conv3(y, x, into=owned), None
 
 
 class DeployedUnits(nn.Module):
@@ -99,30 +97,35 @@ class DeployedUnits(nn.Module):
     def forward(self, x: Tensor, a: Tensor | None, following: Affine | None, owned: bool) -> Pair:
         units = list(self.children())
         if not units:
-            return _then(following, x)
+            return x, None
         for unit, then in zip(units, [*(unit.first for unit in units[1:]), following], strict=True):
             x, a = unit(x, a, then, owned)
             owned = True
         return x, a
 
 
-class DeployedHead(nn.Module):
-    """`ran.attention.MaskHead`."""
+class DeployedGate(nn.Module):
+    """The mask's last convolution and the gate: its features and the trunk to the gated trunk."""
 
-    def __init__(self, head: MaskHead, name: str, make: Maker) -> None:
+    def __init__(self, module: AttentionModule, name: str, make: Maker) -> None:
         super().__init__()
-        self.first = None if head.bn1 is None else make.affine(head.bn1, f"{name}.bn1")
-        self.conv1 = make.conv(head.conv1, head.bn2, relu=True, name=f"{name}.conv1")
-        self.conv2 = make.conv(head.conv2, name=f"{name}.conv2")
+        self.activation, self.residual = module.activation, module.residual
+        self.conv = make.conv(module.mask.head.conv2, name=f"{name}.mask.head.conv2")
+        self.in_one = make.fuse_gate and module.activation == "mixed"
 
-    def forward(self, x: Tensor, a: Tensor | None) -> Tensor:
-        if a is None:
-            a = x if self.first is None else self.first(x)
-        return self.conv2(self.conv1(a))
+    def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
+        conv = self.conv
+        # Where Triton does not run, `conv_gate` is two steps, and ours has its weights packed.
+        if self.in_one and backends.choose("conv_gate", trunk) == "triton":
+            weight = conv.weight[:, :, 0, 0]
+            return ran_kernels.conv_gate(x, weight, conv.bias, trunk, residual=self.residual)
+        return ran_kernels.attention_gate(
+            conv(x), trunk, residual=self.residual, activation=self.activation
+        )
 
 
 class DeployedMask(nn.Module):
-    """`ran.attention.SoftMaskBranch`."""
+    """`ran.attention.SoftMaskBranch` but for its last convolution, which `DeployedGate` has."""
 
     def __init__(self, mask: SoftMaskBranch, name: str, make: Maker) -> None:
         super().__init__()
@@ -136,31 +139,42 @@ class DeployedMask(nn.Module):
 
         self.down, self.skip, self.up = units("down"), units("skip"), units("up")
         self.bottom = DeployedUnits(mask.bottom, f"{name}.bottom", make)
-        self.head = DeployedHead(mask.head, f"{name}.head", make)
+        head = mask.head
+        self.norm = None if head.bn1 is None else make.affine(head.bn1, f"{name}.head.bn1")
+        self.conv = make.conv(head.conv1, head.bn2, relu=True, name=f"{name}.head.conv1")
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What `forward` needs of the module's features x: pooled, or x itself at depth 0."""
+        return self.pool(x) if self.depth else x
 
     def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
         levels: list[Tensor] = []
         a = None
         for level, down in enumerate(self.down):
             last = level == self.depth - 1
-            x, a = down(self.pool(x), None, self.bottom.first if last else None, True)
+            x = self.pool(x) if level else x
+            x, a = down(x, None, self.bottom.first if last else None, True)
             if not last:
                 levels.append(x)
         deep = self.depth > 0
-        x, a = self.bottom(x, a, None if deep else self.head.first, deep)
+        x, a = self.bottom(x, a, None if deep else self.norm, deep)
         for level in range(self.depth - 2, -1, -1):
             kept = levels.pop()
             skip, _ = self.skip[level](kept, None, None, not self.additive)
             if self.additive:
                 skip = skip + kept
-            last = level == 0
-            x, _ = self.up[level](ran_kernels.upsample_add(x, skip), None, None, True)
+            x = ran_kernels.upsample_add(x, skip)
+            del kept, skip
+            x, _ = self.up[level](x, None, None, True)
         if deep:
             if self.additive:
                 x = ran_kernels.upsample_add(x, trunk)
             else:
                 x = ran_kernels.upsample(x, (trunk.shape[2], trunk.shape[3]))
-        return self.head(x, a)
+        if a is None:
+            a = x if self.norm is None else self.norm(x)
+        del x
+        return self.conv(a)
 
 
 class DeployedAttention(nn.Module):
@@ -168,10 +182,10 @@ class DeployedAttention(nn.Module):
 
     def __init__(self, module: AttentionModule, name: str, make: Maker) -> None:
         super().__init__()
-        self.activation, self.residual = module.activation, module.residual
         self.pre = DeployedUnits(module.pre, f"{name}.pre", make)
         self.trunk = DeployedUnits(module.trunk, f"{name}.trunk", make)
         self.mask = DeployedMask(module.mask, f"{name}.mask", make)
+        self.gate = DeployedGate(module, name, make)
         self.post = DeployedUnits(module.post, f"{name}.post", make)
 
     @property
@@ -181,13 +195,13 @@ class DeployedAttention(nn.Module):
 
     def forward(self, x: Tensor, a: Tensor | None, following: Affine | None, owned: bool) -> Pair:
         x, a = self.pre(x, a, self.trunk.first, owned)
-        trunk, _ = self.trunk(x, a, None, False)
+        mask = self.mask.enter(x)
+        # Where the mask has its own already, the trunk may overwrite x.
+        x, _ = self.trunk(x, a, None, owned and mask is not x)
         del a
-        logits = self.mask(x, trunk)
-        x = ran_kernels.attention_gate(
-            logits, trunk, residual=self.residual, activation=self.activation
-        )
-        del logits, trunk
+        mask = self.mask(mask, x)
+        x = self.gate(mask, x)
+        del mask
         return self.post(x, None, following, True)
 
 
@@ -223,4 +237,6 @@ class DeployedResidualAttention(nn.Module):
         nexts = [*(block.first for block in self.blocks[1:]), self.norm]
         for block, following in zip(self.blocks, nexts, strict=True):
             x, a = block(x, a, following, owned)
-        return self.head(x if a is None else a)
+        if a is None:
+            a = x if self.norm is None else self.norm(x)
+        return self.head(a)

@@ -219,10 +219,11 @@ class Affine(nn.Module):
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes layers of one dtype and layout."""
+    """Makes layers of one dtype and layout; `fuse_gate` is ``ran.deploy``'s."""
 
     dtype: torch.dtype
     layout: torch.memory_format
+    fuse_gate: bool = False
 
     def conv(
         self,

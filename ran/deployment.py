@@ -30,6 +30,7 @@ def deploy(
     layout: str = "channels_last",
     *,
     graph: bool = False,
+    fuse_gate: bool = False,
 ) -> "Deployed":
     """A network that gives what `model` gives in evaluation mode, made for inference alone.
 
@@ -48,6 +49,10 @@ def deploy(
         layout: "channels_last" or "contiguous".
         graph: on CUDA, capture a CUDA graph for every shape that comes, and replay it. Each keeps
             its activations; what is launched takes no time of the CPU any more.
+        fuse_gate: on CUDA, make an attention module's mask and gate in the kernel of the mask's
+            last convolution (`ran_kernels.conv_gate`) where the activation is "mixed". Off until a
+            GPU has measured it. Products in float32 are then as exact as those of matrices,
+            `torch.set_float32_matmul_precision`.
 
     Returns:
         Images (N, in_chans, H, W) of any floating-point dtype, on the network's device, to logits
@@ -68,7 +73,7 @@ def deploy(
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"model: expected no hooks, as they would be lost; {name!r} has some")
-    make = Maker(dtype, LAYOUTS[layout])
+    make = Maker(dtype, LAYOUTS[layout], fuse_gate)
     network: nn.Module
     # No subclass: it may compute something else.
     if type(model) is ResidualAttentionNetwork:

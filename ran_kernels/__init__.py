@@ -1,9 +1,9 @@
 """Fused attention operators for convolutional networks.
 
-Every operator is differentiable, but `add_affine_relu` and `affine_relu`, which are for inference.
-Each has three implementations: the compiled extension (C++ and CUDA), Triton, and a plain PyTorch
-reference that defines what is correct. See `ran_kernels.backend` for choosing one and
-``python -m ran_kernels`` for what this machine has.
+Every operator is differentiable, but `add_affine_relu`, `affine_relu` and `conv_gate`, which are
+for inference. Each has three implementations: the compiled extension (C++ and CUDA), which lacks
+`conv_gate`, Triton, and a plain PyTorch reference that defines what is correct. See
+`ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this machine has.
 """
 
 from . import nn
@@ -12,6 +12,7 @@ from .attention_gate import attention_gate, attention_mask
 from .backends import BackendError, backend, can_run
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
+from .conv_gate import conv_gate
 from .fuse import FuseReport, fuse
 from .spatial_pool import spatial_pool
 from .upsample import upsample, upsample_add
@@ -27,6 +28,7 @@ __all__ = [
     "can_run",
     "cbam_gate",
     "channel_pool",
+    "conv_gate",
     "fuse",
     "nn",
     "spatial_pool",

@@ -2,7 +2,8 @@
 
 Three backends stand behind every operator:
 
-- ``native``: the compiled extension, C++ on the CPU and CUDA C++ on NVIDIA GPUs;
+- ``native``: the compiled extension, C++ on the CPU and CUDA C++ on NVIDIA GPUs (`conv_gate` has no
+  kernel there);
 - ``triton``: Triton on NVIDIA GPUs, and on CPU tensors in its interpreter (TRITON_INTERPRET=1);
 - ``reference``: plain PyTorch, on every device.
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import extension
+from . import extension, library
 from .checks import require_choice
 
 ORDER = ("native", "triton", "reference")
@@ -35,6 +36,8 @@ class BackendError(RuntimeError):
 
 
 def _native(op: str, *tensors: Tensor) -> str | None:
+    if op in library.TRITON_ALONE:
+        return f"{op} has no native kernel"
     if extension.module is None:
         return extension.why_not
     device = tensors[0].device

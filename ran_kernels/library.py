@@ -1,8 +1,9 @@
 """The dispatcher's library ``ran``: how an operator is registered, in one place.
 
 Every operator ``NAME`` has two overloads with one schema: ``torch.ops.ran.NAME.default``, which
-the compiled extension implements for CPU and CUDA, and ``torch.ops.ran.NAME.triton``. The schemas
-stand in Python and not in C++ because the Triton overloads need them where no extension was built.
+the compiled extension implements for CPU and CUDA, and ``torch.ops.ran.NAME.triton``; those of
+`TRITON_ALONE` have the second only. The schemas stand in Python and not in C++ because the Triton
+overloads need them where no extension was built.
 """
 
 import importlib
@@ -14,14 +15,18 @@ import torch
 LIBRARY = torch.library.Library("ran", "DEF")
 #: The operators people call, in the order of their definition; derivatives are not among them.
 OPERATORS: list[str] = []
+#: Those that the compiled extension has no kernels for.
+TRITON_ALONE: set[str] = set()
 
 
 class Operator:
     """The operator ``ran::NAME``; ``operator[backend]`` is its "native" or "triton" overload."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, suffixes: dict[str, str]) -> None:
         packet = getattr(torch.ops.ran, name)
-        self._overloads = {"native": packet.default, "triton": packet.triton}
+        self._overloads = {
+            backend: getattr(packet, suffix or "default") for backend, suffix in suffixes.items()
+        }
 
     def __getitem__(self, backend: str) -> Any:
         return self._overloads[backend]
@@ -36,6 +41,7 @@ def define(
     backward: Callable[..., Any] | None = None,
     file: str | None = None,
     inference: bool = False,
+    native: bool = True,
 ) -> Operator:
     """Registers the operator ``ran::NAME`` with its fake implementation and its derivative.
 
@@ -47,12 +53,17 @@ def define(
             for the operators that are themselves derivatives.
         file: the module under ran_kernels.triton that has the function NAME; NAME unless given.
         inference: people call it, although it has no derivative.
+        native: the compiled extension implements it.
     """
     if backward is not None or inference:
         OPERATORS.append(name)
-    for backend, suffix in (("native", ""), ("triton", ".triton")):
-        LIBRARY.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-        qualname = f"ran::{name}{suffix}"
+    if not native:
+        TRITON_ALONE.add(name)
+    suffixes = {"native": "", "triton": "triton"} if native else {"triton": "triton"}
+    for backend, suffix in suffixes.items():
+        overload = f"{name}.{suffix}" if suffix else name
+        LIBRARY.define(f"{overload}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        qualname = f"ran::{overload}"
         torch.library.register_fake(qualname, fake, lib=LIBRARY)
         torch.library.register_autograd(
             qualname,
@@ -67,7 +78,7 @@ def define(
 
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(f"{name}.triton", run_triton, device)
-    return Operator(name)
+    return Operator(name, suffixes)
 
 
 def _derivative(

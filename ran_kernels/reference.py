@@ -34,6 +34,13 @@ def attention_gate(
     return (1 + mask) * trunk if residual else mask * trunk
 
 
+def conv_gate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, trunk: Tensor, *, residual: bool = True
+) -> Tensor:
+    """``attention_gate`` of a 1×1 convolution's output, with weight (C, K) and bias (C,)."""
+    return attention_gate(F.conv2d(x, weight[:, :, None, None], bias), trunk, residual=residual)
+
+
 def upsample(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
     """Bilinear interpolation of (N, C, h, w) to (N, C, *size)."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)

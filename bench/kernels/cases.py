@@ -30,6 +30,8 @@ class Case:
     stages: tuple[tuple[int, int, int], ...]
     forward: float
     backward: float | None = None
+    #: Elements that move besides, by the number of channels.
+    weights: Callable[[int], int] = lambda channels: 0
 
 
 def _small(big: Tensor, *shape: int) -> Tensor:
@@ -57,6 +59,12 @@ def _spatial_logits(big: Tensor) -> Tensor:
 def _affine(big: Tensor) -> list[Tensor]:
     """A scale and a shift per channel, in big's dtype: ours widens them, the reference does not."""
     return [_small(big, big.shape[1]) for _ in range(2)]
+
+
+def _matrix(big: Tensor) -> Tensor:
+    """A 1×1 convolution's weights, C to C channels, whose outputs are of the size of its inputs."""
+    channels = big.shape[1]
+    return _small(big, channels, channels) / channels**0.5
 
 
 class _Block:
@@ -117,6 +125,14 @@ CASES: dict[str, Case] = {
         ATTENTION_STAGES,
         forward=3,
         backward=5,
+    ),
+    "conv_gate": Case(
+        lambda x, weight, trunk: ran_kernels.conv_gate(x, weight, None, trunk),
+        lambda x, weight, trunk: reference.conv_gate(x, weight, None, trunk),
+        lambda big: [torch.randn_like(big), _matrix(big), big],
+        ATTENTION_STAGES,
+        forward=3,
+        weights=lambda channels: channels**2,
     ),
     "upsample_add": Case(
         ran_kernels.upsample_add,

@@ -88,7 +88,9 @@ def test_operator(
 
     # pytest-benchmark times ours; before each of its rounds, `setup` times everybody in turn.
     benchmark.pedantic(synchronised, setup=turns.round, rounds=rounds)
-    traffic = case.forward + (case.backward or 0 if backward else 0)
+    traffic = (
+        case.forward + case.weights(stage[0]) / numel + (case.backward or 0 if backward else 0)
+    )
     benchmark.extra_info.update(
         op=case_name,
         stage=list(stage),

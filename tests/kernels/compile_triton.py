@@ -25,6 +25,8 @@ import torch
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+#: The instructions of tensor cores: of Ampere, Hopper and Blackwell.
+TENSOR_CORES = r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*"
 #: Pointers to the data type at hand, to the type it is computed in, and to indices.
 DATA, SUM, INDEX = "*data", "*fp32", "*i32"
 
@@ -45,6 +47,32 @@ def upsample_launches() -> dict[str, list[dict[str, Any]]]:
             | {"ROWS": 16, "INNER": 64},
             {"grad": SUM, "grad_x": DATA, "rows": 200704, "inner": 1, **axis, "ALIGN": False}
             | {"ROWS": 1024, "INNER": 1},
+        ],
+    }
+
+
+def conv_gate_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
+    """Of a large tile in both layouts, and of a small one in the dtype's other kind of product."""
+    from ran_kernels.triton import conv_gate
+
+    def launch(shape: tuple[int, ...], layout: torch.memory_format, **given: Any) -> dict[str, Any]:
+        x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
+        operands = dict.fromkeys(("left", "right", "bias", "trunk", "out"), DATA)
+        _, planned = conv_gate.plan(x, x)
+        return operands | planned | {"RESIDUAL": True, "WIDEN": False} | given
+
+    low = dtype != torch.float32
+    first = {"PRECISION": "ieee" if low else "tf32"}
+    # float16 beside bfloat16, exact float32 beside TF32. Rows of 14×14 are no multiple of 16.
+    other = dict.fromkeys(("left", "right", "trunk", "out"), "*fp16") if low else {}
+    return {
+        "conv_gate.conv_gate_kernel": [
+            launch((32, 256, 56, 56), torch.channels_last, **first),
+            launch((32, 1024, 14, 14), torch.contiguous_format, **first),
+            launch((1, 512, 14, 14), torch.channels_last, **first, bias=None),
+            launch(
+                (1, 1024, 14, 14), torch.contiguous_format, PRECISION="ieee", bias=None, **other
+            ),
         ],
     }
 
@@ -104,6 +132,7 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
             {"a": DATA, "b": None, "scale": SUM, "shift": SUM, "sum": None, "out": DATA, **both[1]},
         ],
         **upsample_launches(),
+        **conv_gate_launches(dtype),
         "pooling.pool_kernel": walks(
             tiling.over_channels,
             pool | data("mean", "maximum", "column_logits"),
@@ -175,12 +204,13 @@ def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dic
     from triton.compiler import ASTSource
 
     arguments = launches(getattr(torch, dtype))[name][launch]
+    options = {"num_warps": arguments.pop("num_warps", 4)}
     file, function = name.split(".")
     kernel = getattr(importlib.import_module(f"ran_kernels.triton.{file}"), function)
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if isinstance(value, str):
+        if isinstance(value, str) and not parameter.is_constexpr:
             signature[parameter.name] = value.replace("data", DTYPES[dtype])
             divisible = True  # as PyTorch allocates
         elif parameter.is_constexpr or value is None or value == 1:
@@ -196,12 +226,15 @@ def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dic
     built = triton.compile(
         ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", architecture, 32),
+        options=options,
     )
     return {
         "kernel": name,
         "build": f"launch {launch}, sm_{architecture}, {dtype}",
         "ptx": f".target sm_{architecture}" in built.asm["ptx"],
         "cubin": len(built.asm["cubin"]),
+        "shared": built.metadata.shared,
+        "products": sorted(set(re.findall(TENSOR_CORES, built.asm["ptx"]))),
         "narrow": narrow_offsets(built.asm["ttir"]),
         **_resources(built.asm["cubin"]),
     }

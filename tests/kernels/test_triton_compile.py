@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,25 @@ def test_resources_are_the_baselines(compiled: dict[str, Any]) -> None:
 def test_no_build_spills(compiled: dict[str, Any]) -> None:
     spilling = [build for build in compiled["builds"] if build["STACK"] or build["LOCAL"]]
     assert spilling == []
+
+
+def test_every_build_fits_the_smallest_shared_memory(compiled: dict[str, Any]) -> None:
+    """99 KB a block on compute capability 8.6, 8.9 and 12.0; 163 and 227 on the large GPUs."""
+    assert [build for build in compiled["builds"] if build["shared"] > 99 * 1024] == []
+
+
+def test_matrix_products_are_on_tensor_cores(compiled: dict[str, Any]) -> None:
+    counts: Counter[str] = Counter()
+    for build in compiled["builds"]:
+        number, _, dtype = build["build"].removeprefix("launch ").split(", ")
+        launch = launches(getattr(torch, dtype))[build["kernel"]][int(number)]
+        kind = None
+        if build["kernel"] == "conv_gate.conv_gate_kernel":
+            # Exact products of float32 are the one kind that tensor cores have not.
+            kind = {"tf32": "tf32", "ieee": None}[launch["PRECISION"]]
+            kind = kind if dtype == "float32" else "f16"
+        assert bool(build["products"]) == bool(kind), build
+        if kind:
+            assert all(kind in name for name in build["products"]), build
+            counts[kind] += 1
+    assert counts == {"tf32": 3 * len(ARCHITECTURES), "f16": 4 * len(ARCHITECTURES)}

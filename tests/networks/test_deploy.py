@@ -16,10 +16,15 @@ import ran_kernels
 from bench.compare import peak_memory
 from ran.deployed_layers import Conv
 from ran.deployed_plan import MOST_PLANS
+from ran_kernels import backends
 
 from .helpers import relative, small
 
 CBAM: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
+
+
+#: A small network of one attention module a stage, for Triton's interpreter.
+SHALLOW: dict[str, Any] = {"modules": (1, 1), "mask_depths": (1, 0), "tail_units": 0}
 
 
 def timm_cbam(**options: Any) -> nn.Module:
@@ -130,6 +135,40 @@ def test_backends_agree(backend: str) -> None:
         assert relative(ran.deploy(model)(x).double(), exact(model, x)) < 1e-5
 
 
+@pytest.mark.parametrize("options", [{}, {"residual": False}, {"activation": "channel"}], ids=str)
+def test_gate_in_the_last_convolution(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = shaped(small(**SHALLOW, **options)), images(1, 32)
+    want, plain = exact(model, x), ran.deploy(model)
+    deployed = {
+        dtype: ran.deploy(model, dtype=dtype, fuse_gate=True)
+        for dtype in (torch.float32, torch.float64)
+    }
+    # Where Triton does not run, nothing is different.
+    assert torch.equal(deployed[torch.float32](x), plain(x))
+    if reason := ran_kernels.can_run("triton", "conv_gate", x):
+        pytest.skip(reason)
+    choose = backends.choose
+    called: list[str] = []
+
+    def choose_triton(op: str, *tensors: Tensor) -> str:
+        called.append(op)
+        return "triton" if op == "conv_gate" else choose(op, *tensors)
+
+    monkeypatch.setattr(backends, "choose", choose_triton)
+    for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        called.clear()
+        assert relative(deployed[dtype](x).double(), want) < limit
+        fused = "activation" not in options
+        assert ("conv_gate" in called) == fused
+        assert ("attention_gate" in called) != fused
+    called.clear()
+    plain(x)
+    assert "attention_gate" in called  # off unless it is asked for
+    assert "conv_gate" not in called
+
+
 @pytest.mark.parametrize("name", ["authors", "CBAM bottleneck"])
 def test_threads_get_right_answers(name: str) -> None:
     model = shaped(NETWORKS[name]())
@@ -196,6 +235,37 @@ def test_inference_alone() -> None:
         deployed.train()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("attention56", {"width_multiplier": 0.25}),
+        ("cbam_resnet50", {"channels": (32,) * 4}),
+    ],
+)
+def test_peak_memory(name: str, options: dict[str, Any]) -> None:
+    model = shaped(ran.create_model(name, num_classes=4, **options))
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 96, 96).to(memory_format=torch.channels_last)
+    deployed = ran.deploy(model, example=x)
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        with ran_kernels.backend("reference"):
+            return model(x)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each further one has scratch memory, much for a network this small
+    try:
+        plain()
+        ours, theirs = (peak_memory(run, "cpu") for run in (lambda: deployed(x), plain))
+    finally:
+        torch.set_num_threads(threads)
+    assert x.nbytes < ours < theirs
+    if name == "attention56":
+        # The gate has three tensors of the first stage's size, and the mask's features beside them.
+        assert ours < 5 * 4 * (4 * 64 * 24 * 24)
+
+
 def _hooked() -> nn.Module:
     model = small()
     model.stem.register_forward_hook(lambda *_: None)
@@ -244,10 +314,11 @@ def test_bad_arguments_are_named(
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
-def test_on_a_gpu(name: str, graph: bool) -> None:
+@pytest.mark.parametrize("fuse_gate", [False, True], ids=["two steps", "fused gate"])
+def test_on_a_gpu(name: str, graph: bool, fuse_gate: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = shaped(NETWORKS[name]()).cuda()
-    deployed = ran.deploy(model, graph=graph)
+    deployed = ran.deploy(model, graph=graph, fuse_gate=fuse_gate)
     for batch, size in ((2, 40), (1, 52), (2, 40)):
         x = images(batch, size).cuda()
         want = exact(model, x)
@@ -256,7 +327,7 @@ def test_on_a_gpu(name: str, graph: bool) -> None:
         # A graph's results are not overwritten by the next replay.
         deployed(torch.zeros_like(x))
         assert relative(first.double(), want) < 1e-4
-    low = ran.deploy(model, dtype=torch.bfloat16, graph=graph)
+    low = ran.deploy(model, dtype=torch.bfloat16, graph=graph, fuse_gate=fuse_gate)
     with torch.no_grad(), ran_kernels.backend("reference"):
         theirs = copy.deepcopy(model).bfloat16()(x.bfloat16())
     assert relative(low(x).double(), want) <= 2 * relative(theirs.double(), want)

@@ -1,0 +1,89 @@
+"""The end of the soft mask branch in one kernel: its last 1×1 convolution and the gate.
+
+Wang et al., "Residual Attention Network for Image Classification", CVPR 2017 (arXiv 1704.06904).
+For inference; the operator has no derivative.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backends
+from .attention_gate import attention_gate
+from .checks import promote, require_device, require_not_empty, require_shape, require_tensor
+from .layouts import dense_layout
+from .library import define
+
+
+def conv_gate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, trunk: Tensor, *, residual: bool = True
+) -> Tensor:
+    """``(1 + M) * trunk`` with ``M = sigmoid(F.conv2d(x, weight[:, :, None, None], bias))``.
+
+    Triton's kernel writes no logits: it reads x and trunk, and writes the result. Its products are
+    summed in float32 (float64 in float64); those of float32 are made in TF32 where PyTorch's matrix
+    products are (`torch.set_float32_matmul_precision`). Without Triton, PyTorch convolves and
+    `attention_gate` follows, on the backend that runs that.
+
+    Args:
+        x: the mask branch before its last convolution, (N, K, H, W).
+        weight: (C, K).
+        bias: (C,), or None.
+        trunk: the trunk branch's output, (N, C, H, W).
+        residual: attention residual learning, equation 3; without it, ``M * trunk``, equation 1.
+
+    Returns:
+        (N, C, H, W), in the dtype that PyTorch's promotion gives for the convolution and trunk,
+        with trunk's strides where trunk is contiguous or channels_last. Under autocast the
+        convolution is made in its dtype. Triton's kernel refuses to differentiate it with a
+        RuntimeError.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit, or trunk has no channels or no positions.
+        BackendError: a backend was asked for that cannot run this; "native" has no kernel for it.
+    """
+    require_tensor("x", x)
+    require_tensor("weight", weight, dims=2)
+    require_tensor("trunk", trunk)
+    n, channels, height, width = trunk.shape
+    require_not_empty("trunk", trunk, (1, 2, 3), "channels and positions")
+    require_shape("weight", weight, (channels, x.shape[1]), "(C of trunk, K of x)")
+    require_shape("x", x, (n, x.shape[1], height, width), "but for K as trunk")
+    require_device("weight", weight, "trunk", trunk)
+    require_device("x", x, "trunk", trunk)
+    operands = [x, weight]
+    if bias is not None:
+        require_tensor("bias", bias, dims=1)
+        require_shape("bias", bias, (channels,), "(C,) of trunk")
+        require_device("bias", bias, "trunk", trunk)
+        operands.append(bias)
+    x, weight, *rest = promote(*_autocast(operands))
+    bias = rest[0] if rest else None
+    trunk = trunk.to(torch.promote_types(x.dtype, trunk.dtype))
+    if backends.choose("conv_gate", trunk) == "triton":
+        return CONV_GATE["triton"](x, weight, bias, trunk, residual)
+    logits = F.conv2d(x, weight[:, :, None, None], bias)
+    return attention_gate(logits, trunk, residual=residual)
+
+
+def _autocast(operands: list[Tensor]) -> list[Tensor]:
+    """The operands as autocast, where it is on, casts those of a convolution."""
+    device = operands[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return operands
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t.dtype == torch.float64 else t.to(dtype) for t in operands]
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, trunk: Tensor, residual: bool) -> Tensor:
+    return torch.empty_like(dense_layout(trunk))
+
+
+CONV_GATE = define(
+    "conv_gate",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor trunk, bool residual) -> Tensor",
+    fake=_fake,
+    inference=True,
+    native=False,
+)
