@@ -270,7 +270,8 @@ def test_autocast_holds_for_what_follows_in_a_compiled_network(place: Place) -> 
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, want)
     got.sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    for parameter in network.parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all()
 
 
 @kernels
