@@ -271,7 +271,8 @@ def test_autocast_holds_for_what_follows_in_a_compiled_network(place: Place) -> 
     assert torch.equal(got, want)
     got.sum().backward()
     for parameter in network.parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all()
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
 
 
 @kernels
