@@ -49,7 +49,8 @@ def attention_gate(
     require_device("logits", logits, "trunk", trunk)
     require_choice("activation", activation, ACTIVATIONS)
     logits, trunk = promote(logits, trunk)
-    backend = backends.choose("attention_gate", trunk)
+    kind = f"attention_gate[{activation}]"
+    backend = backends.choose("attention_gate", trunk, kind=kind)
     if backend == "reference":
         return reference.attention_gate(logits, trunk, residual=residual, activation=activation)
     return _FORWARD[backend](logits, trunk, residual, ACTIVATIONS.index(activation))

@@ -9,7 +9,9 @@ Three backends stand behind every operator:
 
 ``auto`` takes the first of them that can run, except that nobody wants the interpreter's speed:
 on the CPU it takes the extension or the reference. Under torch.func's transforms and forward-mode
-differentiation it takes the reference: the kernels have derivatives in reverse mode alone.
+differentiation it takes the reference: the kernels have derivatives in reverse mode alone. Inside
+torch.compile it takes the reference too where Inductor's fusion of it measured faster than the
+kernel, which Inductor cannot look into.
 """
 
 import contextlib
@@ -29,6 +31,8 @@ ORDER = ("native", "triton", "reference")
 NAMES = ("auto", *ORDER)
 #: The oldest GPU the native kernels and Triton are built for.
 OLDEST_GPU = (8, 0)
+#: Kinds of operator, by device, that Inductor fuses better; figures in bench/results/README.md.
+FUSED_BETTER = {"cpu": frozenset({"attention_gate[spatial]"})}
 
 
 class BackendError(RuntimeError):
@@ -85,14 +89,20 @@ def can_run(backend: str, op: str, *tensors: Tensor) -> str | None:
     return PREDICATES[backend](op, *tensors)
 
 
-def choose(op: str, *tensors: Tensor) -> str:
+def choose(op: str, *tensors: Tensor, kind: str | None = None) -> str:
     """The backend that runs the operator `op` on these tensors: "native", "triton" or "reference".
+
+    Args:
+        kind: how the benchmarks name the operator as it is called here; `op` if None.
 
     Raises:
         BackendError: the backend asked for cannot run it; the message says why.
     """
     if _wanted == "auto":
         device = tensors[0].device.type
+        fused_better = (kind or op) in FUSED_BETTER.get(device, ())
+        if fused_better and torch.compiler.is_dynamo_compiling():
+            return "reference"
         for name in ORDER:
             slow = name == "triton" and device == "cpu"
             if not slow and PREDICATES[name](op, *tensors) is None:

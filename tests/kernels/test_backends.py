@@ -137,3 +137,27 @@ def test_environment_variable(value: str, expected: tuple[int, str]) -> None:
     )
     assert run.returncode == expected[0]
     assert expected[1] in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("activation", ["mixed", "channel", "spatial"])
+def test_auto_lets_inductor_fuse_what_it_fuses_better(activation: str) -> None:
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def gate(logits: torch.Tensor, trunk: torch.Tensor) -> torch.Tensor:
+        return ran_kernels.attention_gate(logits, trunk, activation=activation)
+
+    compiled = torch.compile(gate, fullgraph=True, backend=look)
+    logits, trunk = torch.randn(2, 2, 8, 5, 5)
+    with ran_kernels.backend("auto"):
+        torch.testing.assert_close(compiled(logits, trunk), gate(logits, trunk))
+    # Forced, it stays what was asked for.
+    with ran_kernels.backend("native"):
+        compiled(logits, trunk)
+    auto, native = ("attention_gate" in graph.code for graph in graphs)
+    assert auto == (activation != "spatial")
+    assert native
