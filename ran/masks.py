@@ -157,6 +157,10 @@ def _animate(
 def _load(checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, NetworkCard]:
     network, card = load_network(checkpoint)
     require_masks(network, card, checkpoint)
+    # What a diverged training left would be drawn as empty pictures.
+    for name, value in network.state_dict().items():
+        if not value.isfinite().all():
+            raise UserError(f"{checkpoint}: expected finite weights, {name} has NaN or infinity")
     return network.to(device), card
 
 

@@ -179,8 +179,8 @@ def assemble(
     try:
         with torch.device("meta"):
             network = build()
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     except Exception as error:  # which one depends on what nonsense the options hold
         kind = type(error).__name__
         raise UserError(f"{source}: options that build no {name}: {kind}: {error}") from None

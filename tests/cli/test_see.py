@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import typer
 from PIL import Image
 
 import ran as package
-from ran.checkpoints import NetworkCard, save_network
+from ran.checkpoints import NetworkCard, load_network, save_network
 from ran.cli import app
 from ran.data import Preprocessing
 from ran.files import replacing, stopping_cleanly
@@ -214,6 +215,28 @@ def test_masks_of_several_checkpoints_are_animated(checkpoint: Path, photos: Pat
     assert ran("masks", *paths, "--gif", "-o", output).exit_code == 0
     with Image.open(output) as animation:
         assert animation.n_frames == 2
+
+
+def test_masks_of_weights_that_are_no_numbers_are_not_drawn(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    network, card = load_network(checkpoint)
+    with torch.no_grad():
+        network.get_parameter("stem.conv.weight")[0, 0, 0, 0] = float("nan")
+    save_network(network, card, tmp_path / "bad")
+    output = tmp_path / "masks.png"
+    result = ran("masks", tmp_path / "bad", photos / "b.png", "-o", output)
+    refused(result, "bad: expected finite weights, stem.conv.weight has NaN")
+    assert not output.exists()
+
+
+def test_a_wrong_option_in_a_card_is_named_with_its_file(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(checkpoint, folder)
+    card = json.loads((folder / "model.json").read_text())
+    card["options"]["depht"] = 3
+    (folder / "model.json").write_text(json.dumps(card))
+    refused(ran("info", folder), str(folder), "depht")
 
 
 def test_export_writes_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
