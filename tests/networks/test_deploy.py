@@ -15,68 +15,10 @@ import ran
 import ran_kernels
 from bench.compare import peak_memory
 from ran.deployed_layers import Conv
-from ran.deployed_plan import MOST_PLANS
 from ran_kernels import backends
 
+from .deployed import CBAM, NETWORKS, SHALLOW, exact, images, shaped
 from .helpers import relative, small
-
-CBAM: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
-
-
-#: A small network of one attention module a stage, for Triton's interpreter.
-SHALLOW: dict[str, Any] = {"modules": (1, 1), "mask_depths": (1, 0), "tail_units": 0}
-
-
-def timm_cbam(**options: Any) -> nn.Module:
-    """A ResNet of timm's with every kind of shortcut, its CBAM fused."""
-    model = timm.create_model(
-        "resnet26", channels=(16, 16, 32, 32), block_args={"attn_layer": "cbam"}, **options
-    )
-    for name, part in model.named_modules():
-        if name.endswith("conv.bn"):  # timm starts it where spatial attention is a constant
-            nn.init.ones_(part.weight)
-    assert not ran_kernels.fuse(model).left
-    return model
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "authors": small,
-    "additive": lambda: small(graph="additive"),
-    "channel": lambda: small(activation="channel", residual=False),
-    "spatial, no units behind": lambda: small(activation="spatial", post_units=0),
-    "no tail, more units": lambda: small(tail_units=0, t=3, p=2, r=2),
-    "resnext": lambda: small(unit="resnext", widths=(64, 128), tail_width=128),
-    "features": lambda: small(num_classes=0, global_pool=""),
-    "CBAM basic": lambda: ran.create_model("cbam_resnet18", **CBAM),
-    "CBAM bottleneck": lambda: ran.create_model("cbam_resnet50", **CBAM, stride_in_1x1=True),
-    "CBAM grouped": lambda: ran.CbamResNet(**CBAM, cardinality=4),
-    "timm": timm_cbam,
-    "timm, deep stem, pooled shortcuts": lambda: timm_cbam(
-        stem_type="deep", stem_width=8, avg_down=True
-    ),
-}
-
-
-def shaped(model: nn.Module) -> nn.Module:
-    """The model with random weights and statistics, in evaluation mode."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.3)  # type: ignore[arg-type]
-    return model.eval()
-
-
-def images(batch: int = 2, size: int = 40) -> Tensor:
-    return torch.randn(batch, 3, size, size + 9)
-
-
-@torch.no_grad()
-def exact(model: nn.Module, x: Tensor) -> Tensor:
-    """The network's output in float64, by plain PyTorch."""
-    with ran_kernels.backend("reference"):
-        return copy.deepcopy(model).double()(x.double())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -357,55 +299,3 @@ def test_a_graph_serves_several_threads_on_their_own_streams() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules() -> None:
-    model = shaped(NETWORKS["authors"]())
-    deployed = ran.deploy(model)
-    for size in (40, 48, 40):
-        x = images(2, size)
-        assert relative(deployed(x).double(), exact(model, x)) < 1e-5
-    assert len(deployed._plans._plans) == 2
-    called: list[nn.Module] = []
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, _: called.append(module)
-    )
-    try:
-        deployed(images(2, 48))
-    finally:
-        handle.remove()
-    assert not any(isinstance(module, Conv) for module in called)
-    with ran_kernels.backend("reference"), torch.profiler.profile() as profile:
-        deployed(images(2, 48))
-    assert not any(event.key.startswith("ran::") for event in profile.key_averages())
-    for size in range(33, 40):
-        x = images(1, size)
-        assert relative(deployed(x).double(), exact(model, x)) < 1e-5
-    assert len(deployed._plans._plans) == MOST_PLANS
-
-
-def test_no_plan_where_somebody_looks_on() -> None:
-    model, x = shaped(NETWORKS["CBAM bottleneck"]()), images()
-    deployed = ran.deploy(model, example=x)
-    seen: list[Tensor] = []
-    layer = next(m for m in deployed.modules() if isinstance(m, Conv))
-    handle = layer.register_forward_hook(lambda *_: seen.append(_[2]))
-    deployed(x)
-    assert len(seen) == 1
-    handle.remove()
-    deployed(x)
-    assert len(seen) == 1
-    with torch.autocast("cpu", torch.bfloat16):
-        low = deployed(x)
-    assert low.dtype == torch.bfloat16  # of the classifier, as PyTorch's autocast has it
-    assert deployed(x).dtype == torch.float32
-    assert torch.equal(deployed(x), deployed(x))
-
-
-def test_a_plan_lets_go_of_what_nothing_needs() -> None:
-    deployed = ran.deploy(shaped(NETWORKS["authors"]()))
-    x = images(4, 64).to(memory_format=torch.channels_last)
-    deployed(x)
-    by_plan = peak_memory(lambda: deployed(x), "cpu")
-    by_modules = peak_memory(lambda: deployed.network(x), "cpu")
-    assert by_plan <= by_modules
