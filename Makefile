@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench tables gpu gpu-test gpu-bench gpu-sanitize setup clean test-install
+.PHONY: demo test lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize setup clean test-install
 
 demo: setup
 	$(BIN)/ran train digits --output runs/demo --overwrite
@@ -31,6 +31,8 @@ gpu-test:
 	tools/gpu.sh build test
 gpu-bench:
 	tools/gpu.sh build kernels networks
+gpu-deploy:
+	tools/gpu.sh build deploy
 gpu-sanitize:
 	tools/gpu.sh build sanitize
 

@@ -4,8 +4,9 @@
 # networks. Results go to $OUT, or to bench/results. Needs no package registry: it installs into
 # $PYTHON without dependencies and without build isolation.
 #
-# Usage: tools/gpu.sh [build] [test] [kernels] [networks] [sanitize]
-# By default all but sanitize, which checks the CUDA kernels' memory accesses and takes long.
+# Usage: tools/gpu.sh [build] [test] [kernels] [networks] [deploy] [sanitize]
+# By default all but deploy, which tunes torch.compile for minutes a network, and sanitize, which
+# checks the CUDA kernels' memory accesses and takes long.
 # Where torch finds no GPU it rehearses: the same steps, on the CPU, with tiny sizes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -25,6 +26,7 @@ if [ -n "$capability" ]; then
   networks=(--device cuda --dtype bfloat16 --network attention92 --network cbam_resnet50 --rounds 11
     --direction "training step" --direction inference
     --variant plain --variant "plain compiled" --variant ours --variant "ours compiled")
+  deploy=(--device cuda --dtype bfloat16 --batch 1 --batch 32 --batch 256 --rounds 11)
   sanitizer=compute-sanitizer
   command -v "$sanitizer" >/dev/null || sanitizer=${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer
 else
@@ -32,6 +34,8 @@ else
   kernels=(--device cpu --batch 1 --first-stage --rounds 2 --op attention_gate --op CBAM)
   networks=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2
     --direction "training step" --variant plain --variant ours --variant "ours compiled")
+  deploy=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2 --dtype float32
+    --variant channels_last --variant deployed)
   sanitizer=env
 fi
 
@@ -64,6 +68,10 @@ for name in $steps; do
       step networks 180 "$python" -m bench.networks.speed "${networks[@]}" \
         --result "$out/networks-$stamp.json"
       ;;
+    deploy)
+      step deploy 550 "$python" -m bench.networks.deploy "${deploy[@]}" \
+        --result "$out/network-deploy-$stamp.json"
+      ;;
     sanitize)
       for tool in memcheck racecheck; do
         arguments=(--tool "$tool" --error-exitcode 9)
@@ -73,7 +81,7 @@ for name in $steps; do
       done
       ;;
     *)
-      echo "gpu.sh: expected build, test, kernels, networks or sanitize, got '$name'" >&2
+      echo "gpu.sh: expected build, test, kernels, networks, deploy or sanitize, got '$name'" >&2
       exit 2
       ;;
   esac
