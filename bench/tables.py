@@ -2,7 +2,7 @@
 
 ``python -m bench.tables`` rewrites them. A table stands between ``<!-- table: NAME -->`` and
 ``<!-- end -->``, where NAME is a file of bench/results without its ending; ``NAME rows`` gives
-every row of it, and not a summary, ``NAME profile`` where a training step's time goes.
+every row of it, and not a summary, ``NAME profile`` where a call's time goes.
 """
 
 import json
@@ -15,7 +15,7 @@ from bench import ablation, training
 from bench.kernels.figures import row
 from bench.machine import summary
 from bench.markdown import line
-from bench.networks.tables import deployed, fused, memory, scale, speed, speed_profile, speed_rows
+from bench.networks.tables import deployed, fused, memory, profiles, scale, speed, speed_rows
 from bench.plots import PICTURES, draw
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "network fuse": fused,
     "network speed": speed,
     "network speed rows": speed_rows,
-    "network speed profile": speed_profile,
+    "network speed profile": profiles,
+    "network deploy profile": profiles,
     "network scale": scale,
     "network deploy": deployed,
     "ablation": ablation.table,

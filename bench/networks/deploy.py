@@ -33,7 +33,8 @@ from bench.compare import (
 from bench.results_file import Record
 from ran.deployed_layers import Conv
 
-from .tables import deployed
+from .profiles import profile
+from .tables import PROFILED, deployed
 from .trained import as_trained, require_accurate
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
@@ -106,7 +107,16 @@ def compare(
     for _ in range(rounds):
         turns.round()
     peaks = {name: peak_memory(run, device) for name, run in runs.items()}
-    return {"samples": turns.samples, "ready_seconds": ready, "peak_bytes": peaks}
+    return {
+        "samples": turns.samples,
+        "ready_seconds": ready,
+        "peak_bytes": peaks,
+        "operations": {
+            name: profile(runs[name], device, generated=0)["operations"]
+            for name in PROFILED
+            if name in runs
+        },
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = given.device or default_device()
     # Elsewhere than on CUDA the two are one.
     variants = given.variant or [v for v in VARIANTS if v != "fused gate" or device == "cuda"]
-    if "deployed" not in variants:
-        parser.error("--variant: expected deployed among them")
+    if missing := {"channels_last", "deployed"} - set(variants):
+        parser.error(f"--variant: expected {' and '.join(sorted(missing))} among them")
     keep_freed_memory()
     record = Record("network deploy", given.result)
     for network in given.network or NETWORKS:

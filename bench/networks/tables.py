@@ -11,8 +11,11 @@ from .profiles import KINDS, OTHER, kind
 
 #: Of the memory benchmark's variants, those beside plain PyTorch, and what the table calls them.
 VARIANTS = {"ours": "ours", "ours checkpointed": "ours, checkpointed"}
-#: Of the speed benchmark's variants, those whose profiles are set side by side.
-PROFILED = ("plain", "ours", "plain compiled", "ours compiled")
+#: Of a benchmark's variants, those whose profiles are set side by side.
+PROFILED = (
+    *("plain", "ours", "plain compiled", "ours compiled"),  # of the speed benchmark
+    *("channels_last", "compiled", "deployed"),  # of the deployed networks'
+)
 #: Whose time until the first result the table of deployed networks gives.
 READY = ("deployed", "compiled")
 
@@ -103,22 +106,23 @@ def speed_rows(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def speed_profile(content: dict[str, Any]) -> str:
-    """One line for a kind of operation in a network's training step: its ms and share by variant.
+def profiles(content: dict[str, Any]) -> str:
+    """One line for a kind of operation in a network's call: its ms and share by variant.
 
-    The sum is of one profiled step, which takes longer than a timed one.
+    Of a benchmark of training, the training steps alone. The sum is of one profiled call, which
+    takes longer than a timed one.
     """
-    found = {name for result in content["results"] for name in result["samples"]}
+    results = [r for r in content["results"] if r.get("direction") != "inference"]
+    found = {name for result in results for name in result["operations"]}
     variants = [name for name in PROFILED if name in found]
     lines = [summary(content["machine"]), ""]
-    lines.append(line("network", "dtype", "kind of operation", *(f"{v}, ms" for v in variants)))
-    lines.append("|---|---|---|" + "--:|" * len(variants))
-    for result in content["results"]:
-        if result["direction"] == "inference":
-            continue
+    headings = ("network", "images", "dtype", "kind of operation")
+    lines.append(line(*headings, *(f"{v}, ms" for v in variants)))
+    lines.append("|---|---|---|---|" + "--:|" * len(variants))
+    for result in results:
         kinds = {name: by_kind(result["operations"][name]) for name in variants}
         sums = {name: sum(kinds[name].values()) for name in variants}
-        names = (result["network"], result["dtype"])
+        names = (result["network"], _images(result), result["dtype"])
         for of in next(iter(kinds.values())):
             if any(kinds[name][of] for name in variants):
                 figures = ((kinds[name][of], kinds[name][of] / sums[name]) for name in variants)
@@ -150,7 +154,7 @@ def slope(points: list[dict[str, Any]], variant: str = "ours") -> float:
 
 
 def deployed(content: dict[str, Any]) -> str:
-    """One line for a network, batch and dtype: ms deployed, shares of the other ways, readiness."""
+    """One line for a network, batch and dtype: time, its share of others', memory, readiness."""
     ways = [name for name in content["results"][0]["samples"] if name != "deployed"]
     headings = ("network", "images", "dtype", "deployed, ms", *(f"÷ {way}" for way in ways))
     timed = [way for way in READY if way in ("deployed", *ways)]
@@ -158,17 +162,19 @@ def deployed(content: dict[str, Any]) -> str:
     lines = [
         summary(content["machine"]),
         "",
-        line(*headings, *ready),
-        f"|---|---|---{'|--:' * (len(ways) + len(ready) + 1)}|",
+        line(*headings, "peak, MB", "÷ channels_last's", *ready),
+        f"|---|---|---{'|--:' * (len(ways) + len(ready) + 3)}|",
     ]
     for result in content["results"]:
         medians = {name: median(times) for name, times in result["samples"].items()}
-        seconds = result["ready_seconds"]
+        seconds, peak = result["ready_seconds"], result["peak_bytes"]
         lines.append(
             line(
                 *(result["network"], _images(result), result["dtype"]),
                 f"{medians['deployed'] * 1e3:,.0f}",
                 *(f"{medians['deployed'] / medians[way]:.2f}" for way in ways),
+                f"{peak['deployed'] / 1e6:,.0f}",
+                f"{peak['deployed'] / peak['channels_last']:.2f}",
                 *(f"{seconds[way]:.1f}" for way in timed),
             )
         )
