@@ -29,5 +29,5 @@ def test_every_way_takes_its_turn(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_what_computes_something_else_prints_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy.ran, "deploy", lambda model, **_: lambda x: torch.ones(1, 1000))
-    with pytest.raises(ValueError, match="deployed: expected logits within .*, they are off by"):
+    with pytest.raises(ValueError, match="deployed: expected logits within"):
         deploy.compare("cbam_resnet18", 1, [32, 32], "float32", "cpu", 1, ["deployed"])
