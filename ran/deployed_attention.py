@@ -116,7 +116,8 @@ class DeployedGate(nn.Module):
     def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
         conv = self.conv
         # Where Triton does not run, `conv_gate` is two steps, and ours has its weights packed.
-        if self.in_one and backends.choose("conv_gate", trunk) == "triton":
+        asked = self.in_one and backends.current() in ("auto", "triton")
+        if asked and backends.choose("conv_gate", trunk) == "triton":
             weight = conv.weight[:, :, 0, 0]
             return ran_kernels.conv_gate(x, weight, conv.bias, trunk, residual=self.residual)
         return ran_kernels.attention_gate(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import ran_kernels
 
+from .deployed_plan import version_of
+
 #: The dtypes that cuDNN's fused convolutions are called in.
 _CUDNN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Shapes that a convolution keeps packed weights for. Further ones run with the plain weights,
@@ -146,19 +148,20 @@ class Conv(nn.Module):
     def _packed(self, x: Tensor) -> Tensor:
         if self._layout != torch.channels_last:
             return self.weight  # with packed weights, oneDNN gives channels_last
-        packed = self._by_shape.get(x.shape)
-        if packed is None:
+        version = version_of(self.weight)
+        weight, of, packed = self._by_shape.get(x.shape, (None, 0, None))
+        if packed is None or weight is not self.weight or of != version:
             # Threads that come here at the same time pack the same.
-            if len(self._by_shape) >= _MOST_SHAPES:
+            if packed is None and len(self._by_shape) >= _MOST_SHAPES:
                 return self.weight
             form = (self.padding, self.stride, self.dilation, self.groups)
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *form, x.shape)
-            self._by_shape[x.shape] = packed
+            self._by_shape[x.shape] = (self.weight, version, packed)
         return packed
 
     def _prepare(self) -> None:
         self._onednn = _onednn_takes(self.weight)
-        self._by_shape: dict[torch.Size, Tensor] = {}
+        self._by_shape: dict[torch.Size, tuple[Tensor, int, Tensor]] = {}
         # oneDNN packs what is contiguous faster, and takes its layout from the images.
         layout = self._layout if self.weight.is_cuda else torch.contiguous_format
         self.weight = self.weight.contiguous(memory_format=layout)

@@ -13,11 +13,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
-import ran_kernels
+from ran_kernels import backends
 
 #: Shapes that plans are kept for; further ones go through the modules.
 MOST_PLANS = 4
+
+#: What is done for a shape and not for an image: its results are constants.
+_ONCE = frozenset({torch.ops.mkldnn._reorder_convolution_weight.default})
+
+#: Modules, and tensors with their versions: what a plan holds for.
+State = list[tuple[nn.Module | Tensor, int]]
 
 
 class _Recorder(TorchDispatchMode):
@@ -27,81 +34,123 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
-        # A tensor's id names it only as long as it lives.
-        self._known = {id(x): (x, self.graph.placeholder("x"))}
+        # Weakly, or all activations would live until the end.
+        self._known = WeakTensorKeyDictionary({x: self.graph.placeholder("x")})
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _ONCE:
+            return func(*args, **kwargs)
+        # Before the call: what it writes into is known by the call from then on.
+        arguments = tree_map_only(Tensor, self.node_of, (args, kwargs))
         result = func(*args, **kwargs)
-        node = self.graph.call_function(func, *tree_map_only(Tensor, self.node_of, (args, kwargs)))
+        node = self.graph.call_function(func, *arguments)
         if isinstance(result, Tensor):
-            self._know(result, node)
+            self._known[result] = node
         elif isinstance(result, tuple | list):
             for index, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._know(part, self.graph.call_function(operator.getitem, (node, index)))
+                    getitem = self.graph.call_function(operator.getitem, (node, index))
+                    self._known[part] = getitem
         return result
 
     def node_of(self, value: Tensor) -> fx.Node:
         """What gives `value`: the call that did, or a constant of the network."""
-        if id(value) not in self._known:
+        if value not in self._known:
             name = f"constant{len(self.constants)}"
             self.constants[name] = value
-            self._know(value, self.graph.get_attr(name))
-        return self._known[id(value)][1]
-
-    def _know(self, value: Tensor, node: fx.Node) -> None:
-        # Of an operator that writes into its argument, the result is that tensor from here on.
-        self._known[id(value)] = (value, node)
+            self._known[value] = self.graph.get_attr(name)
+        node: fx.Node = self._known[value]
+        return node
 
 
-def record(network: nn.Module, x: Tensor) -> fx.GraphModule:
-    """The calls of `network` on images like x, as a module that makes them without `network`."""
+def record(network: nn.Module, x: Tensor) -> tuple[Tensor, fx.GraphModule]:
+    """What `network` gives for x, and its calls as a module that makes them without `network`."""
     with _Recorder(x) as recorder:
         out = network(x)
     recorder.graph.output(recorder.node_of(out))
-    return fx.GraphModule(recorder.constants, recorder.graph)
+    return out, fx.GraphModule(recorder.constants, recorder.graph)
+
+
+def may_keep(network: nn.Module, x: Tensor) -> bool:
+    """Whether what the network does for x may be done again without its modules.
+
+    Not so where somebody looks on: through hooks, a dispatch mode, autocast, torch.func's
+    transforms or forward-mode differentiation.
+    """
+    return (
+        type(x) is Tensor
+        and x.numel() > 0
+        and not torch.is_autocast_enabled(x.device.type)
+        and backends.transformed() is None
+        and _get_current_dispatch_mode() is None
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    )
+
+
+def version_of(tensor: Tensor) -> int:
+    """Counts how often it was written into, where PyTorch does."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def state_of(network: nn.Module) -> State:
+    """The modules of a network and their tensors, as they are now."""
+    state: State = []
+    for module in network.modules():
+        state.append((module, 0))
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    state.append((tensor, version_of(tensor)))
+    return state
+
+
+class Kept:
+    """What was made for a network as it is, by key.
+
+    It is dropped once a module or tensor of the network is another, or was written into.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], Any] = {}
+        self._state: State = []
+        self._lock = threading.Lock()
+
+    def of(self, network: nn.Module) -> dict[tuple[Any, ...], Any]:
+        """All of it, to look things up in and to add to."""
+        now = state_of(network)
+        with self._lock:
+            same = len(now) == len(self._state) and all(
+                a is b and version == before
+                for (a, version), (b, before) in zip(now, self._state, strict=True)
+            )
+            if not same:
+                self._kept, self._state = {}, now
+            return self._kept
 
 
 class Plans:
-    """The plans of one network, made as shapes come.
+    """The plans of one network, made as shapes come. Several threads may call it."""
 
-    Several threads may call it. It holds what the network held when a plan was made: whoever
-    changes weights makes a new one.
-    """
+    def __init__(self) -> None:
+        self._kept = Kept()
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._layers = list(network.modules())
-        self._plans: dict[tuple[Any, ...], fx.GraphModule] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """What the network gives for x."""
-        if not self._may_plan(x):
-            return self._network(x)
-        key = (x.shape, x.stride(), ran_kernels.backends.current())
-        plan = self._plans.get(key)
-        if plan is None:
-            with self._lock:
-                if key not in self._plans and len(self._plans) >= MOST_PLANS:
-                    return self._network(x)
-                if key not in self._plans:
-                    self._network(x)  # packs the weights for this shape, which is no part of it
-                    self._plans[key] = record(self._network, x)
-                plan = self._plans[key]
-        # No gradients here: autograd's part of each operator's call has nothing to do.
-        with torch._C._AutoDispatchBelowAutograd():
-            return plan(x)
-
-    def _may_plan(self, x: Tensor) -> bool:
-        """Whether nobody looks on who wants to see the modules, or changes what operators do."""
-        return (
-            type(x) is Tensor
-            and x.numel() > 0
-            and not torch.is_autocast_enabled(x.device.type)
-            and _get_current_dispatch_mode() is None
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self._layers)
-        )
+    def __call__(self, network: nn.Module, x: Tensor) -> Tensor:
+        """What `network`, always the same, gives for x, which ``may_keep`` says yes to."""
+        plans = self._kept.of(network)
+        key = (x.shape, x.stride(), backends.current())
+        plan = plans.get(key)
+        if plan is not None:
+            # No gradients here: autograd's part of each operator's call has nothing to do.
+            with torch._C._AutoDispatchBelowAutograd():
+                result: Tensor = plan(x)
+            return result
+        if len(plans) >= MOST_PLANS:
+            return network(x)
+        out, plan = record(network, x)
+        # Two threads may record the same; another may have changed the backend meanwhile.
+        if backends.current() == key[-1] and len(plans) < MOST_PLANS:
+            plans.setdefault(key, plan)
+        return out

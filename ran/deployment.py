@@ -8,12 +8,14 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from ran_kernels import backends
+
 from .cbam import CbamResNet
 from .checks import require_choice, require_images
 from .deployed_attention import DeployedResidualAttention
 from .deployed_cbam import DeployedCbamResNet
-from .deployed_layers import Maker
-from .deployed_plan import Plans
+from .deployed_layers import Conv, Maker
+from .deployed_plan import Kept, Plans, may_keep
 from .network import ResidualAttentionNetwork
 
 #: What a deployed network's images, weights and activations are laid out as.
@@ -122,9 +124,11 @@ class Deployed(nn.Module):
         with nullcontext() if exporting else torch.no_grad():
             require_images(x, self.in_chans, self.minimum_size)
             x = x.to(self.dtype, memory_format=self.layout)
-            if self.graph and x.is_cuda and not exporting:
+            if exporting or not may_keep(self.network, x):
+                return self.network(x)
+            if self.graph and x.is_cuda:
                 return self._graph_of(x)(x)
-            return self.network(x) if exporting else self._plans(x)
+            return self._plans(self.network, x)
 
     def train(self, mode: bool = True) -> "Deployed":
         """Raises RuntimeError for `mode`: there is nothing left to train."""
@@ -133,27 +137,26 @@ class Deployed(nn.Module):
         return super().train(False)
 
     def _graph_of(self, x: Tensor) -> "_Graph":
-        shape = tuple(x.shape)
+        key = (x.shape, backends.current())
         with self._lock:  # two threads must not capture at the same time
-            if shape not in self._graphs:
-                self._graphs[shape] = _Graph(self.network, x)
-            return self._graphs[shape]
+            graphs = self._graphs.of(self.network)
+            if key not in graphs:
+                graphs[key] = _Graph(self.network, x)
+            graph: _Graph = graphs[key]
+            return graph
 
     def _forget(self) -> None:
-        self._plans = Plans(self.network)
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
-        self._lock = threading.Lock()
+        self._plans, self._graphs, self._lock = Plans(), Kept(), threading.Lock()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Deployed":
         super()._apply(fn, recurse)
-        self._forget()
+        self.dtype = next(m.weight.dtype for m in self.modules() if isinstance(m, Conv))
         return self
 
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """As of every module."""
-        result = super().load_state_dict(*arguments, **options)
-        self._forget()
-        return result
+    def _replicate_for_data_parallel(self) -> "Deployed":
+        replica: Deployed = super()._replicate_for_data_parallel()
+        replica._forget()
+        return replica
 
     # Plans, graphs and locks are of this process: a copy makes its own.
 
@@ -171,7 +174,8 @@ class _Graph:
 
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         self._lock = threading.Lock()
-        self._input = x.clone()
+        with torch.inference_mode(False):  # written into later, perhaps outside of that mode
+            self._input = torch.empty_like(x).copy_(x)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(x.device):
             side = torch.cuda.Stream()

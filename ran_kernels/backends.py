@@ -46,12 +46,12 @@ def _native(op: str, *tensors: Tensor) -> str | None:
         return extension.why_not
     device = tensors[0].device
     if device.type == "cpu":
-        return _transformed()
+        return transformed()
     if device.type != "cuda":
         return f"no native kernels for device type {device.type!r}"
     if not extension.has_cuda():
         return f"the extension was built without CUDA ({extension.build_info()['cuda_reason']})"
-    return _too_old(device) or _transformed()
+    return _too_old(device) or transformed()
 
 
 def _triton(op: str, *tensors: Tensor) -> str | None:
@@ -61,10 +61,10 @@ def _triton(op: str, *tensors: Tensor) -> str | None:
     if device.type == "cpu":
         if not _interpreting():
             return "Triton runs CPU tensors with TRITON_INTERPRET=1 only"
-        return _transformed()
+        return transformed()
     if device.type != "cuda":
         return f"no Triton kernels for device type {device.type!r}"
-    return _too_old(device) or _transformed()
+    return _too_old(device) or transformed()
 
 
 def _reference(op: str, *tensors: Tensor) -> str | None:
@@ -170,7 +170,8 @@ def _too_old(device: torch.device) -> str | None:
     return None
 
 
-def _transformed() -> str | None:
+def transformed() -> str | None:
+    """None outside torch.func's transforms and forward-mode differentiation, else a sentence."""
     # PyTorch drops the tangents of an operator that has no forward-mode derivative without a word:
     # jvp would come out as 0. Neither question can be traced, and neither arises within a trace.
     if torch.compiler.is_compiling():

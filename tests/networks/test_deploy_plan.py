@@ -1,5 +1,8 @@
 """The plans that deployed networks keep: the operators of one shape, without the modules."""
 
+import threading
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -8,9 +11,15 @@ import ran_kernels
 from bench.compare import peak_memory
 from ran.deployed_layers import Conv
 from ran.deployed_plan import MOST_PLANS
+from ran.deployment import Deployed
 
 from .deployed import NETWORKS, exact, images, shaped
 from .helpers import relative
+
+
+def plans(deployed: Deployed) -> int:
+    """How many plans it keeps."""
+    return len(deployed._plans._kept.of(deployed.network))
 
 
 def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules() -> None:
@@ -19,7 +28,7 @@ def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules()
     for size in (40, 48, 40):
         x = images(2, size)
         assert relative(deployed(x).double(), exact(model, x)) < 1e-5
-    assert len(deployed._plans._plans) == 2
+    assert plans(deployed) == 2
     called: list[nn.Module] = []
     handle = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: called.append(module)
@@ -35,7 +44,7 @@ def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules()
     for size in range(33, 40):
         x = images(1, size)
         assert relative(deployed(x).double(), exact(model, x)) < 1e-5
-    assert len(deployed._plans._plans) == MOST_PLANS
+    assert plans(deployed) == MOST_PLANS
 
 
 def test_no_plan_where_somebody_looks_on() -> None:
@@ -56,10 +65,90 @@ def test_no_plan_where_somebody_looks_on() -> None:
     assert torch.equal(deployed(x), deployed(x))
 
 
+@pytest.mark.parametrize("way", ["load", "load of a parent", "in place", "another module"])
+def test_a_plan_ends_with_the_weights_it_was_made_for(way: str) -> None:
+    first, second = (shaped(NETWORKS["authors"]()) for _ in range(2))
+    x = images()
+    deployed, other = ran.deploy(first, example=x), ran.deploy(second)
+    deployed(x)
+    want = exact(second, x)
+    if way == "load":
+        deployed.load_state_dict(other.state_dict())
+    elif way == "load of a parent":
+        parents = nn.Sequential(deployed), nn.Sequential(other)
+        parents[0].load_state_dict(parents[1].state_dict())
+    elif way == "in place":
+        for mine, theirs in zip(deployed.buffers(), other.buffers(), strict=True):
+            mine.copy_(theirs)
+        for head, theirs in zip(deployed.parameters(), other.parameters(), strict=True):
+            head.data.copy_(theirs)
+    else:
+        deployed.network.head = nn.Identity()
+        assert deployed(x).shape[1] != want.shape[1]
+        return
+    assert relative(deployed(x).double(), want) < 1e-5
+
+
+def test_other_weights_for_one_call() -> None:
+    first, second = (shaped(NETWORKS["authors"]()) for _ in range(2))
+    x = images()
+    for planned in (False, True):
+        deployed, other = ran.deploy(first), ran.deploy(second)
+        if planned:
+            deployed(x)
+        state = {**dict(other.named_buffers()), **dict(other.named_parameters())}
+        got = torch.func.functional_call(deployed, state, x)
+        assert relative(got.double(), exact(second, x)) < 1e-5
+        assert relative(deployed(x).double(), exact(first, x)) < 1e-5
+
+
+def test_transforms_leave_no_plan_behind() -> None:
+    model = shaped(NETWORKS["authors"]())
+    deployed = ran.deploy(model, dtype=torch.float64)
+    x = images().double()
+    torch.func.jvp(deployed, (x,), (torch.ones_like(x),))
+    assert plans(deployed) == 0
+    for other in (x, images().double()):
+        assert relative(deployed(other), exact(model, other)) < 1e-12
+
+
+def test_another_dtype_after_the_fact() -> None:
+    model, x = shaped(NETWORKS["authors"]()), images()
+    deployed = ran.deploy(model, example=x).double()
+    assert deployed(x).dtype == torch.float64
+    assert relative(deployed(x), exact(model, x)) < 1e-5
+
+
+def test_threads_do_not_wait_for_each_other_where_no_plan_is_kept() -> None:
+    deployed = ran.deploy(shaped(NETWORKS["authors"]()))
+    for size in range(33, 33 + MOST_PLANS):
+        deployed(images(1, size))
+    together = threading.Barrier(2, timeout=30)
+    network = deployed.network.forward
+
+    def forward(x: Tensor) -> Tensor:
+        together.wait()  # raises where only one thread comes here
+        return network(x)
+
+    deployed.network.forward = forward
+    results: list[Tensor] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(deployed(images(1, 60)))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+
+
 def test_a_plan_lets_go_of_what_nothing_needs() -> None:
     deployed = ran.deploy(shaped(NETWORKS["authors"]()))
     x = images(4, 64).to(memory_format=torch.channels_last)
-    deployed(x)
+    first = peak_memory(lambda: deployed(x), "cpu")
     by_plan = peak_memory(lambda: deployed(x), "cpu")
     by_modules = peak_memory(lambda: deployed.network(x), "cpu")
     assert by_plan <= by_modules
+    # The first call packs weights too, and keeps those, but not its activations.
+    weights = sum(buffer.nbytes for buffer in deployed.buffers())
+    assert first <= by_modules + 1.5 * weights
