@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that a machine with an NVIDIA GPU can tell about this library, in a quarter of an hour at
 # most: builds for the GPU it finds, runs the tests marked `gpu`, then the benchmarks of kernels and
-# networks. Results go to $OUT, or to bench/results. Needs no package registry: it installs into
+# networks. Results go to $OUT, or to bench/results (a rehearsal's to a temporary folder). Needs no
+# package registry: it installs into
 # $PYTHON without dependencies and without build isolation.
 #
 # Usage: tools/gpu.sh [build] [test] [kernels] [networks] [deploy] [sanitize]
@@ -11,8 +12,6 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-out=${OUT:-bench/results}
-mkdir -p "$out"
 steps=${*:-build test kernels networks}
 stamp=$(date +%F)
 failed=()
@@ -20,6 +19,7 @@ failed=()
 capability=$("$python" -c 'import torch
 print("%d.%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "")') || exit 1
 if [ -n "$capability" ]; then
+  out=${OUT:-bench/results}
   export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability} RAN_CUDA=1
   kernels=(--device cuda --batch 256 --first-stage --rounds 11)
   # Without max-autotune, which tunes for minutes a network: `python -m bench.networks.speed` has it.
@@ -30,7 +30,8 @@ if [ -n "$capability" ]; then
   sanitizer=compute-sanitizer
   command -v "$sanitizer" >/dev/null || sanitizer=${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer
 else
-  echo "torch finds no GPU: rehearsing on the CPU"
+  out=${OUT:-$(mktemp -d)}  # a rehearsal's figures are no results
+  echo "torch finds no GPU: rehearsing on the CPU, results in $out"
   kernels=(--device cpu --batch 1 --first-stage --rounds 2 --op attention_gate --op CBAM)
   networks=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2
     --direction "training step" --variant plain --variant ours --variant "ours compiled")
@@ -38,6 +39,8 @@ else
     --variant channels_last --variant deployed)
   sanitizer=env
 fi
+
+mkdir -p "$out"
 
 # step NAME SECONDS COMMAND...: one that fails or runs out of time does not keep the others from
 # running. It is interrupted as by Ctrl-C, so that what it has measured is still written.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._inductor.graph import GraphLowering
 
+from bench import machine
 from bench.networks import speed
 from bench.networks.profiles import Generated, kind, profile
 from bench.results_file import Record
@@ -18,6 +19,7 @@ WAYS = ["plain contiguous", "plain", "ours"]  # compiling takes half a minute
 def test_a_result_has_everything_of_every_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(machine, "_commit", lambda: "one")
     path = tmp_path / "speed.json"
     arguments = ["--network", "cbam_resnet18", "--batch", "2", "--size", "32", "--rounds", "3"]
     arguments += ["--direction", "training step", "--device", "cpu", "--result", str(path)]
@@ -49,7 +51,11 @@ def test_a_result_has_everything_of_every_variant(
     assert dtypes == ["bfloat16", "float32"]
 
 
-def test_entries_of_another_commit_are_measured_again(tmp_path: Path) -> None:
+def test_entries_of_another_commit_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_commit", lambda: "one")
+
     def add() -> Record:
         record = Record("some", tmp_path / "some.json")
         record.add(lambda batch: {"size": [batch, 2]}, batch=1)
@@ -61,6 +67,14 @@ def test_entries_of_another_commit_are_measured_again(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text(json.dumps(content))
     assert add().content["results"] == [{"batch": 1, "size": [9, 9]}]
     content["machine"]["commit"] = "another"
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    assert add().content["results"] == [{"batch": 1, "size": [1, 2]}]
+
+    # A tree with changes may be another tree than the last time.
+    monkeypatch.setattr(machine, "_commit", lambda: "one-dirty")
+    add()
+    content = json.loads((tmp_path / "some.json").read_text())
+    content["results"][0]["size"] = [9, 9]
     (tmp_path / "some.json").write_text(json.dumps(content))
     assert add().content["results"] == [{"batch": 1, "size": [1, 2]}]
 
