@@ -107,7 +107,7 @@ def test_every_figure_of_every_variant_has_its_row() -> None:
 
 def test_a_profile_is_by_kind_before_and_after() -> None:
     rows = TABLES["network speed profile"](_speed()).splitlines()
-    named = "| attention56 | float32 |"
+    named = "| attention56 | 4×3×224×224 | float32 |"
     assert f"{named} convolution backward | 60.0 (60%) | 60.0 (75%) | 60.0 (86%) |" in rows
     assert f"{named} element-wise, reductions | 30.0 (30%) | 10.0 (12%) | 0.0 (0%) |" in rows
     assert rows[-1] == f"{named} **all** | **100** | **80** | **70** |"
