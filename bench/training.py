@@ -20,7 +20,16 @@ from bench.results_file import write
 from ran.files import read_json
 
 #: Settings that say where and how a training is stored and fed, which changes no result.
-_LOCAL = {"data", "output", "overwrite", "resume", "download", "workers", "checkpoint_steps"}
+_LOCAL = {
+    "data",
+    "output",
+    "overwrite",
+    "resume",
+    "download",
+    "workers",
+    "checkpoint_steps",
+    "keep_every",
+}
 
 
 def collected(folder: Path, name: str, data: str, commit: str | None) -> dict[str, Any]:
