@@ -138,6 +138,8 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 64,
     skip_unreadable: bool = False,
+    test_split: str = "validation",
+    num_classes: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Classifies the test images of a data set and counts what is right.
@@ -145,7 +147,8 @@ def evaluate(
     Args:
         checkpoint: as for ``ran.checkpoints.load_network``.
         data: a name that ``ran.data.load_data`` takes, or what it gave. Its classes are some or
-            all of the network's, by name.
+            all of the network's, by name. Of a name only the test part is read, and its images are
+            resized and cropped as those that the network was trained on.
         image_size: side in pixels of what the network sees; that of its training if None.
         tta: "none", or "flip" for the mean of the probabilities of an image and its mirror image.
         confusion: picture of the confusion matrix to write; its suffix says the format.
@@ -154,6 +157,9 @@ def evaluate(
         batch_size: images computed at once.
         skip_unreadable: leave images that cannot be read out and count them, where ``data`` is a
             name; without, the first one ends it. Of a stream's images timm leaves them out.
+        test_split: of timm's readers, where ``data`` is a name: the part to test on.
+        num_classes: of timm's readers, where the set does not say it; the classes are then called
+            0, 1 and so on, as in a training with that setting.
         progress: draw a bar on a terminal's standard error.
 
     Raises:
@@ -162,7 +168,11 @@ def evaluate(
     """
     if tta not in AUGMENTATIONS:
         raise UserError(f"tta: expected one of {', '.join(AUGMENTATIONS)}, got {tta!r}")
-    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+    for name, value in (
+        ("batch_size", batch_size),
+        ("image_size", image_size),
+        ("num_classes", num_classes),
+    ):
         if value is not None and value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     if confusion is not None:
@@ -173,7 +183,19 @@ def evaluate(
     least: int = getattr(network, "minimum_size", 1)
     if size < least:
         raise UserError(f"image size {size}: expected at least {least} for {card.model}")
-    loaded = _load(data, size, skip_unreadable) if isinstance(data, str) else data
+    loaded = data
+    if isinstance(loaded, str):
+        from .data.options import DataOptions  # here as in ran.data
+
+        loaded = load_data(
+            loaded,
+            size,
+            options=DataOptions(
+                skip_unreadable=skip_unreadable, test_split=test_split, num_classes=num_classes
+            ),
+            crop_fraction=card.preprocessing.crop_fraction,
+            test_only=True,
+        )
     if image_size not in (None, loaded.preprocessing.image_size):
         raise UserError(
             f"image size {image_size}: expected that of the data's images, "
@@ -227,12 +249,6 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
         title=f"{evaluation.model} on {evaluation.data}: {evaluation.top1:.2%} of "
         f"{evaluation.images:,} images right",
     )
-
-
-def _load(name: str, image_size: int, skip_unreadable: bool) -> ImageData:
-    from .data.options import DataOptions  # here as in ran.data
-
-    return load_data(name, image_size, options=DataOptions(skip_unreadable=skip_unreadable))
 
 
 def _class_numbers(data: ImageData, card: NetworkCard) -> Tensor:
