@@ -68,9 +68,9 @@ def train(
     Everything that can be checked is checked before it is made.
 
     The seed fixes every random number, so on a CPU two trainings with one seed and one number of
-    threads end with the same weights, bit for bit, however often one of them was killed and
-    resumed; on a GPU as far as PyTorch's operators allow. The global random state of Python,
-    NumPy and PyTorch is seeded too.
+    threads and processes end with the same weights, bit for bit, however often one of them was
+    killed and resumed; on a GPU as far as PyTorch's operators allow. The global random state of
+    Python, NumPy and PyTorch is seeded too.
 
     Under ``torchrun`` every process calls this; the first one writes and speaks.
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite, SkipUnreadable
 
 if TYPE_CHECKING:
-    from ..evaluation import Evaluation
+    from ..scores import Evaluation
 
 
 def evaluate(
