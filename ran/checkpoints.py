@@ -1,6 +1,5 @@
 """What a training saves and what prediction loads: a network with its classes and images."""
 
-import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,14 +123,21 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
 def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        content, state = checkpoint[CARD_KEY], checkpoint["state_dict"]
-    except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError):
+    except Exception:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(f"{path}: expected a readable checkpoint of tensors and numbers") from None
-    except KeyError as error:
-        raise UserError(f"{path}: expected a checkpoint of ran train, it has no {error}") from None
+    content, state = (_table(path, checkpoint, key) for key in (CARD_KEY, "state_dict"))
+    if not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
+        raise UserError(f"{path}: expected named tensors in 'state_dict', it has others")
     tensors = {
         key.removeprefix(NETWORK_PREFIX): value
         for key, value in state.items()
         if key.startswith(NETWORK_PREFIX)
     }
     return tensors, NetworkCard.from_json(content, path)
+
+
+def _table(path: Path, checkpoint: Any, key: str) -> dict[Any, Any]:
+    found = checkpoint.get(key) if isinstance(checkpoint, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a checkpoint of ran train, it has no table {key!r}")
+    return found

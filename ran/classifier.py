@@ -20,6 +20,8 @@ from .settings import TrainingSettings
 
 #: Under this key a checkpoint holds the sums of the epoch that it was written in.
 SUMS_KEY = "ran_epoch_sums"
+#: And under this one how many images there are to train and to test on.
+IMAGES_KEY = "ran_images"
 
 
 class ImageClassifier(L.LightningModule):
@@ -155,15 +157,7 @@ class ImageClassifier(L.LightningModule):
         self.log_dict({"test_loss": loss / images, "test_accuracy": right / images})
 
     def configure_optimizers(self) -> Any:
-        settings = self._settings
-        optimizer = create_optimizer_v2(
-            self._trained,
-            opt=settings.optimizer,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            filter_bias_and_bn=not settings.decay_all,
-        )
+        optimizer = make_optimizer(self._trained, self._settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {
             "optimizer": optimizer,
@@ -172,6 +166,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD_KEY] = self._card.to_json()
+        checkpoint[IMAGES_KEY] = self._images()
         # every process reads what one of them saved: the mean, so that their sum stays the same
         sums = self._over_processes(self._train_sums) / self.trainer.world_size
         checkpoint[SUMS_KEY] = sums.tolist()
@@ -186,10 +181,40 @@ class ImageClassifier(L.LightningModule):
                 f"{found.get('model')} that differs in "
                 + ", ".join(key for key in expected if found.get(key) != expected[key])
             )
+        # with other images every epoch would be shuffled otherwise, which nobody asked for
+        images = self._images()
+        if (then := checkpoint.get(IMAGES_KEY, images)) != images:
+            left_out = self._data.unreadable
+            why = f"; {left_out.found} unreadable, first {left_out.first}" if left_out.found else ""
+            raise UserError(
+                f"resume: expected the {then[0]:,} training and {then[1]:,} test images of before, "
+                f"{self._data.name} has {images[0]:,} and {images[1]:,}{why}"
+            )
         self._train_sums = torch.tensor(checkpoint[SUMS_KEY], dtype=torch.float64)
+
+    def _images(self) -> list[int]:
+        return [len(self._data.train), len(self._data.test)]
 
     def _over_processes(self, sums: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+
+
+def make_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Raises UserError where it cannot be made, for want of a package or of a GPU."""
+    try:
+        return create_optimizer_v2(
+            network,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            filter_bias_and_bn=not settings.decay_all,
+        )
+    except Exception as error:  # timm asserts, and every optimizer has checks of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"optimizer: expected one that can be made here, got {settings.optimizer!r}: {reason}"
+        ) from None
 
 
 def _no_sums() -> Tensor:

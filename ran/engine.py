@@ -22,7 +22,7 @@ from . import runs
 from .callbacks import MetricsTable, Row
 from .checkpoints import NetworkCard
 from .checks import require_known
-from .classifier import ImageClassifier
+from .classifier import ImageClassifier, make_optimizer
 from .data import ImageData
 from .errors import UserError
 from .processes import Processes
@@ -58,8 +58,14 @@ class Engine:
         iterations = self.settings.iterations
         return math.ceil(iterations / self.steps_per_epoch) if iterations else self.settings.epochs
 
+    @property
+    def share(self) -> int:
+        """Images that one process computes at once."""
+        loader: Any = self._train_loader(None)
+        return int(getattr(loader.batch_sampler, "share", loader.batch_size))
+
     def check(self) -> None:
-        """Raises UserError for an unknown optimizer and for batches that cannot be made."""
+        """Raises UserError for an optimizer or batches that cannot be made."""
         settings = self.settings
         try:
             names = [str(name) for name in list_optimizers()]
@@ -67,10 +73,11 @@ class Engine:
             require_known("optimizer", names, settings.optimizer, listed=where)
         except ValueError as error:
             raise UserError(str(error)) from None
-        loader: Any = self._train_loader(None)
-        share = getattr(loader.batch_sampler, "share", loader.batch_size)
-        if (settings.mixup or settings.cutmix) and share % 2:
-            raise UserError(f"batch_size: mixup and cutmix need an even number, got {share}")
+        if settings.optimizer == "adahessian":  # Lightning's backward makes no second derivatives
+            raise UserError("optimizer: expected one of first derivatives, got 'adahessian'")
+        make_optimizer(self.network, settings)
+        if (settings.mixup or settings.cutmix) and self.share % 2:
+            raise UserError(f"batch_size: mixup and cutmix need an even number, got {self.share}")
         self.data.test_loader(1, rank=self.processes.rank, processes=self.processes.count)
 
     def _train_loader(self, trainer: L.Trainer | None, data: ImageData | None = None) -> Any:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,112 +18,10 @@ from .devices import choose_device
 from .errors import UserError
 from .plots import plot_confusion, require_picture
 from .prediction import class_probabilities, require_finite
+from .scores import Evaluation
 
 #: Test-time augmentations: the mean of the probabilities of an image and of its changed copies.
 AUGMENTATIONS = ("none", "flip")
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class in an evaluation; shares are 0 to 1, None where nothing was counted.
-
-    Attributes:
-        name: of the class.
-        images: of this class in the data.
-        accuracy: share of them that were classified right (recall).
-        precision: share right of the images that were classified as this class.
-        confused_with: the wrong class they were most often given, None where all were right.
-    """
-
-    name: str
-    images: int
-    accuracy: float | None
-    precision: float | None
-    confused_with: str | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a network got right on the test images of a data set.
-
-    Attributes:
-        checkpoint, model, data: what was evaluated on what.
-        image_size: side in pixels of what the network saw.
-        tta: the test-time augmentation, a name of ``AUGMENTATIONS``.
-        class_names: by class number.
-        confusion: (classes, classes) counts, the true class by row, the predicted one by column.
-        top1, top5: share of images, 0 to 1, whose class was the most probable, or among the five
-            most probable.
-        seconds: from the first image's reading to the last one's count.
-        unreadable: test images that were left out because they could not be read.
-    """
-
-    checkpoint: str
-    model: str
-    data: str
-    image_size: int
-    tta: str
-    class_names: tuple[str, ...]
-    confusion: np.ndarray
-    top1: float
-    top5: float
-    seconds: float
-    unreadable: int = 0
-
-    @property
-    def images(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def images_per_second(self) -> float:
-        """With reading and preparing the images, which may take longer than the network."""
-        return self.images / self.seconds
-
-    def classes(self) -> list[ClassScore]:
-        """By class number."""
-        right = self.confusion.diagonal()
-        wrong = self.confusion - np.diag(right)
-        images, predicted = self.confusion.sum(1), self.confusion.sum(0)
-        return [
-            ClassScore(
-                name=name,
-                images=int(images[k]),
-                accuracy=float(right[k] / images[k]) if images[k] else None,
-                precision=float(right[k] / predicted[k]) if predicted[k] else None,
-                confused_with=self.class_names[wrong[k].argmax()] if wrong[k].any() else None,
-            )
-            for k, name in enumerate(self.class_names)
-        ]
-
-    def confusions(self) -> list[tuple[str, str, int]]:
-        """True class, predicted class and count of each pair that occurred, most frequent first."""
-        wrong = self.confusion - np.diag(self.confusion.diagonal())
-        pairs = [(int(wrong[pair]), *pair) for pair in zip(*np.nonzero(wrong), strict=True)]
-        pairs.sort(key=lambda pair: (-pair[0], *pair[1:]))
-        return [
-            (self.class_names[true], self.class_names[predicted], count)
-            for count, true, predicted in pairs
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "checkpoint": self.checkpoint,
-            "model": self.model,
-            "data": self.data,
-            "image_size": self.image_size,
-            "tta": self.tta,
-            "images": self.images,
-            "unreadable_images": self.unreadable,
-            "top1": self.top1,
-            "top5": self.top5,
-            "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
-            "classes": [vars(score) for score in self.classes()],
-            "confusions": [
-                {"true": true, "predicted": predicted, "count": count}
-                for true, predicted, count in self.confusions()
-            ],
-        }
 
 
 def evaluate(
@@ -138,6 +35,8 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 64,
     skip_unreadable: bool = False,
+    test_split: str = "validation",
+    num_classes: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Classifies the test images of a data set and counts what is right.
@@ -145,7 +44,8 @@ def evaluate(
     Args:
         checkpoint: as for ``ran.checkpoints.load_network``.
         data: a name that ``ran.data.load_data`` takes, or what it gave. Its classes are some or
-            all of the network's, by name.
+            all of the network's, by name. Of a name only the test part is read, and its images are
+            resized and cropped as those that the network was trained on.
         image_size: side in pixels of what the network sees; that of its training if None.
         tta: "none", or "flip" for the mean of the probabilities of an image and its mirror image.
         confusion: picture of the confusion matrix to write; its suffix says the format.
@@ -154,6 +54,9 @@ def evaluate(
         batch_size: images computed at once.
         skip_unreadable: leave images that cannot be read out and count them, where ``data`` is a
             name; without, the first one ends it. Of a stream's images timm leaves them out.
+        test_split: of timm's readers, where ``data`` is a name: the part to test on.
+        num_classes: of timm's readers, where the set does not say it; the classes are then called
+            0, 1 and so on, as in a training with that setting.
         progress: draw a bar on a terminal's standard error.
 
     Raises:
@@ -162,7 +65,11 @@ def evaluate(
     """
     if tta not in AUGMENTATIONS:
         raise UserError(f"tta: expected one of {', '.join(AUGMENTATIONS)}, got {tta!r}")
-    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+    for name, value in (
+        ("batch_size", batch_size),
+        ("image_size", image_size),
+        ("num_classes", num_classes),
+    ):
         if value is not None and value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     if confusion is not None:
@@ -173,7 +80,19 @@ def evaluate(
     least: int = getattr(network, "minimum_size", 1)
     if size < least:
         raise UserError(f"image size {size}: expected at least {least} for {card.model}")
-    loaded = _load(data, size, skip_unreadable) if isinstance(data, str) else data
+    loaded = data
+    if isinstance(loaded, str):
+        from .data.options import DataOptions  # here as in ran.data
+
+        loaded = load_data(
+            loaded,
+            size,
+            options=DataOptions(
+                skip_unreadable=skip_unreadable, test_split=test_split, num_classes=num_classes
+            ),
+            crop_fraction=card.preprocessing.crop_fraction,
+            test_only=True,
+        )
     if image_size not in (None, loaded.preprocessing.image_size):
         raise UserError(
             f"image size {image_size}: expected that of the data's images, "
@@ -227,12 +146,6 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
         title=f"{evaluation.model} on {evaluation.data}: {evaluation.top1:.2%} of "
         f"{evaluation.images:,} images right",
     )
-
-
-def _load(name: str, image_size: int, skip_unreadable: bool) -> ImageData:
-    from .data.options import DataOptions  # here as in ran.data
-
-    return load_data(name, image_size, options=DataOptions(skip_unreadable=skip_unreadable))
 
 
 def _class_numbers(data: ImageData, card: NetworkCard) -> Tensor:

@@ -110,7 +110,8 @@ def mean_masks(
     Returns:
         (N, h, w) float32 on the CPU by module name, each at the module's own size.
     """
-    masks = network.attention_masks(preprocessing.normalize(images))  # type: ignore[operator]
+    x = _seen(network, preprocessing, images)
+    masks = network.attention_masks(x)  # type: ignore[operator]
     return {name: mask.float().mean(1).cpu() for name, mask in masks.items()}
 
 
@@ -184,7 +185,7 @@ def _views(
         ]
         found = attention_views(
             network,
-            card.preprocessing.normalize(image),
+            _seen(network, card.preprocessing, image),
             pattern=modules,
             channels=None if channels is None else channels[index],
         )
@@ -194,6 +195,11 @@ def _views(
             )
         )
     return views
+
+
+def _seen(network: nn.Module, preprocessing: Preprocessing, images: Tensor) -> Tensor:
+    """What the network is given for images; in float64 where it was trained with that."""
+    return preprocessing.normalize(images).to(next(network.parameters()).dtype)
 
 
 def _title(card: NetworkCard) -> str:

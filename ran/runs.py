@@ -112,16 +112,32 @@ def start_folder(folder: Path, settings: dict[str, Any]) -> None:
 
     Call ``check_folder`` first: what is there is deleted.
     """
+    folder = folder.absolute()  # "." has no name to make another one of
+    if folder.exists():
+        _start_again(folder, settings)
+        return
     # made under another name, so that a kill leaves no folder that nothing is known of
     partial = partial_path(folder)
     try:
         partial.mkdir(parents=True)
         write_run(partial, settings, {})
-        if folder.exists():
-            shutil.rmtree(folder)
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{folder}: cannot make the output folder: {error}") from None
+
+
+def _start_again(folder: Path, settings: dict[str, Any]) -> None:
+    # the folder stays, as it may be the one that this process works in; and so does its run.json
+    # until the new one replaces it, so that a kill leaves no folder that nothing is known of
+    try:
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != RUN_FILE:
+                entry.unlink()
+        write_run(folder, settings, {})
+    except OSError as error:
         raise UserError(f"{folder}: cannot make the output folder: {error}") from None
 
 

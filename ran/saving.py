@@ -2,6 +2,7 @@
 
 import os
 import signal
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -57,6 +58,10 @@ class CheckpointFiles(CheckpointIO):
         Raises UserError where there is no readable checkpoint.
         """
         try:
+            # torch compares no checksum: a flipped bit would be a weight like any other
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(damaged)
             content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except FileNotFoundError:
             raise UserError(f"{path}: expected a checkpoint, found no file there") from None
@@ -121,7 +126,10 @@ class LossGuard(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        loss, step = outputs["loss"].detach(), trainer.global_step
+        loss = outputs["loss"].detach()
+        # the optimizer has not yet made the step that an unfinished part belongs to
+        unfinished = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        step = trainer.global_step + unfinished
         # the first bad step, or a step that never comes; kept on the device, which does not wait
         never = torch.full((), torch.iinfo(torch.int64).max, device=loss.device)
         now = torch.where(loss.isfinite(), never, torch.full_like(never, step))

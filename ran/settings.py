@@ -18,6 +18,9 @@ SCHEDULES = ("cosine", "linear", "multistep", "constant")
 FREE_ON_RESUME = frozenset(
     {"output", "overwrite", "resume", "device", "threads", "workers", "download"}
     | {"checkpoint_steps", "keep_every"}
+    # until a file cannot be read it changes nothing; where it leaves files out from the start, the
+    # checkpoint knows that it was written with more images (``ran.classifier``)
+    | {"skip_unreadable"}
 )
 
 

@@ -68,9 +68,9 @@ def train(
     Everything that can be checked is checked before it is made.
 
     The seed fixes every random number, so on a CPU two trainings with one seed and one number of
-    threads end with the same weights, bit for bit, however often one of them was killed and
-    resumed; on a GPU as far as PyTorch's operators allow. The global random state of Python,
-    NumPy and PyTorch is seeded too.
+    threads and processes end with the same weights, bit for bit, however often one of them was
+    killed and resumed; on a GPU as far as PyTorch's operators allow. The global random state of
+    Python, NumPy and PyTorch is seeded too.
 
     Under ``torchrun`` every process calls this; the first one writes and speaks.
 
@@ -107,7 +107,6 @@ def train(
 
     L.seed_everything(settings.seed, workers=True, verbose=False)
     network = card.build()
-    _check_runs(network, card, settings.batch_size)
     engine = Engine(
         network=network,
         card=card,
@@ -119,6 +118,9 @@ def train(
         checkpoint=checkpoint,
     )
     engine.check()
+    # images that a batch norm sees at once
+    together = engine.share * (processes.count if settings.sync_bn else 1)
+    _check_runs(network, card, together)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     if console:
         _print_summary(console, engine, parameters)
@@ -179,16 +181,17 @@ def _check_model(settings: TrainingSettings) -> int:
     return cast(dict[str, Any], network.pretrained_cfg)["input_size"][-1]
 
 
-def _check_runs(network: nn.Module, card: NetworkCard, batch_size: int) -> None:
-    """Raises UserError unless a batch of images gives its classes: too small images, say."""
+def _check_runs(network: nn.Module, card: NetworkCard, together: int) -> None:
+    """Raises UserError unless ``together`` images give classes: too small ones, say."""
     size = card.preprocessing.image_size
-    images = torch.zeros(min(2, batch_size), card.preprocessing.channels, size, size)
+    images = torch.zeros(min(2, together), card.preprocessing.channels, size, size)
     try:
         with torch.no_grad():
             # a copy: in training mode, which alone knows batch limits, running statistics change
             logits = copy.deepcopy(network).train()(images)
     except ValueError as error:
-        raise UserError(f"model {card.model} at image size {size}: {error}") from None
+        at_once = "" if together > 1 else ", one image at once (batch_size over accumulate)"
+        raise UserError(f"model {card.model} at image size {size}{at_once}: {error}") from None
     if getattr(logits, "shape", None) != (len(images), len(card.class_names)):
         raise UserError(f"model {card.model}: expected one value a class, options {card.options}")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite, SkipUnreadable
 
 if TYPE_CHECKING:
-    from ..evaluation import Evaluation
+    from ..scores import Evaluation
 
 
 def evaluate(
@@ -33,6 +33,12 @@ def evaluate(
     ] = True,
     overwrite: Overwrite = False,
     skip_unreadable: SkipUnreadable = False,
+    test_split: Annotated[
+        str, typer.Option(help="Of timm's readers: the name of the part to test on.")
+    ] = "validation",
+    num_classes: Annotated[
+        int | None, typer.Option(help="Of timm's readers, where the set does not say it.")
+    ] = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
 ) -> None:
@@ -57,6 +63,8 @@ def evaluate(
             device=device,
             batch_size=batch_size,
             skip_unreadable=skip_unreadable,
+            test_split=test_split,
+            num_classes=num_classes,
             progress=True,
         )
     if as_json:

@@ -31,6 +31,9 @@ def load_data(
     image_size: int,
     augmentation: str = "auto",
     options: "DataOptions | None" = None,
+    *,
+    crop_fraction: float | None = None,
+    test_only: bool = False,
 ) -> ImageData:
     """The data set called ``name``.
 
@@ -48,6 +51,10 @@ def load_data(
         augmentation: a name in ``AUGMENTATIONS``, or ``auto``: ``shift`` for digits, which have a
             left and a right; ``shift-flip`` for other small images; ``scale-flip`` for large ones.
         options: how to read it; the defaults if None.
+        crop_fraction: share of an image's shorter side that is kept in the test, as a network was
+            trained with; None for what is usual at this size.
+        test_only: leave the training part of image files and of timm's readers unread; it need not
+            be there. ``train`` then has no images or those of the test.
 
     Raises:
         UserError: no such data set or augmentation, or the set lacks something.
@@ -75,12 +82,18 @@ def load_data(
     if name == "digits":
         from .digits import load_digits
 
-        data = load_digits(image_size)
+        data = load_digits(image_size, crop_fraction or 1.0)
     elif kind in ("cifar10", "cifar100") and path:
         from .cifar import CIFAR10, CIFAR100, load_cifar
 
         set_class = CIFAR10 if kind == "cifar10" else CIFAR100
-        data = load_cifar(set_class, Path(path), image_size, download=options.download)
+        data = load_cifar(
+            set_class,
+            Path(path),
+            image_size,
+            download=options.download,
+            crop_fraction=crop_fraction or 1.0,
+        )
     elif kind in ("folder", "imagenet") and path:
         from .folder import load_folder
 
@@ -90,13 +103,22 @@ def load_data(
             options,
             random_scale=random_scale,
             check=kind == "folder",
+            crop_fraction=crop_fraction,
+            test_only=test_only,
         )
     elif reader:
         from .readers import READERS, load_reader
 
         if reader not in READERS:
             raise UserError(f"data: expected a reader of {', '.join(READERS)}, got {name!r}")
-        data = load_reader(name, image_size, options, random_scale=random_scale)
+        data = load_reader(
+            name,
+            image_size,
+            options,
+            random_scale=random_scale,
+            crop_fraction=crop_fraction,
+            test_only=test_only,
+        )
     else:
         raise UserError(f"data: expected {_NAMES}, got {name!r}")
     mean = data.preprocessing.mean

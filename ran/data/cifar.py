@@ -20,7 +20,14 @@ STATISTICS = {
 }
 
 
-def load_cifar(kind: type[CIFAR10], root: Path, image_size: int, *, download: bool) -> ImageData:
+def load_cifar(
+    kind: type[CIFAR10],
+    root: Path,
+    image_size: int,
+    *,
+    download: bool,
+    crop_fraction: float = 1.0,
+) -> ImageData:
     """The 50,000 training and 10,000 test images in ``root``, in memory.
 
     Args:
@@ -28,6 +35,7 @@ def load_cifar(kind: type[CIFAR10], root: Path, image_size: int, *, download: bo
         root: holds its folder of batches, or is that folder.
         image_size: side of the square that the network sees.
         download: fetch the files where they are missing.
+        crop_fraction: share of the shorter side that is kept.
 
     Raises:
         UserError: names a file that is missing or is not the published one. Its checksum is
@@ -43,7 +51,7 @@ def load_cifar(kind: type[CIFAR10], root: Path, image_size: int, *, download: bo
     except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(f"{root / kind.base_folder}: cannot be read: {error}") from None
     mean, std = STATISTICS[CIFAR100 if issubclass(kind, CIFAR100) else CIFAR10]
-    preprocessing = Preprocessing(image_size, crop_fraction=1.0, mean=mean, std=std)
+    preprocessing = Preprocessing(image_size, crop_fraction, mean=mean, std=std)
     train, test = (_in_memory(part, preprocessing) for part in parts)
     return ImageData(
         name=f"{kind.__name__.lower()}:{root}",

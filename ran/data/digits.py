@@ -15,7 +15,7 @@ SPLIT_SEED = 0
 TEST_FRACTION = 0.2
 
 
-def load_digits(image_size: int) -> ImageData:
+def load_digits(image_size: int, crop_fraction: float = 1.0) -> ImageData:
     """The digits as grayscale images of ``image_size``: 1,437 to train on, 360 to test.
 
     The split is random, the same every time, with every class in its share of both parts. The
@@ -30,7 +30,7 @@ def load_digits(image_size: int) -> ImageData:
     scaled = pixels[train].double() / 255
     preprocessing = Preprocessing(
         image_size=image_size,
-        crop_fraction=1.0,
+        crop_fraction=crop_fraction,
         mean=(round(scaled.mean().item(), 4),),
         std=(round(scaled.std().item(), 4),),
     )

@@ -91,6 +91,8 @@ def load_folder(
     *,
     random_scale: bool,
     check: bool = True,
+    crop_fraction: float | None = None,
+    test_only: bool = False,
 ) -> ImageData:
     """The images under ``root``; in memory where they are small enough together.
 
@@ -105,14 +107,15 @@ def load_folder(
         random_scale: train on crops of random scale, ratio and colour.
         check: decode all images once to find damaged ones. Without, they are found when they are
             read, and the images are RGB: for a set that takes hours to read.
+        crop_fraction, test_only: as for ``ran.data.load_data``.
 
     Raises:
         UserError: names a missing folder, a class without images or in one part only, or an
             image that cannot be read.
     """
-    part_roots = _parts(root)
+    part_roots = _parts(root, test_only=test_only)
     class_names = [_class_names(part) for part in part_roots]
-    if class_names[0] != class_names[1]:
+    if class_names[0] != class_names[-1]:
         odd = sorted(set(class_names[0]) ^ set(class_names[1]))[0]
         where = part_roots[0] if odd in class_names[1] else part_roots[1]
         raise UserError(f"{where}: expected the same classes as beside it, has no {odd!r}")
@@ -130,18 +133,18 @@ def load_folder(
     channels, size = 1 if grayscale else 3, image_size
     preprocessing = Preprocessing(
         image_size=size,
-        crop_fraction=1.0 if size <= SMALL_IMAGE else CROP_FRACTION,
+        crop_fraction=crop_fraction or usual_crop(size),
         mean=_gray(IMAGENET_DEFAULT_MEAN) if grayscale else IMAGENET_DEFAULT_MEAN,
         std=_gray(IMAGENET_DEFAULT_STD) if grayscale else IMAGENET_DEFAULT_STD,
     )
     plain = partial(to_size, preprocessing)
-    transforms = [training_transform(size, options) if random_scale else plain, plain]
-    splits: list[Split] = []
-    for number, kept in enumerate(samples):
-        test = number == 1
+    splits: list[Split] = [Files((), plain, channels)] if test_only else []
+    for part, kept in zip(part_roots, samples, strict=True):
+        test = part == part_roots[-1]
         marks = unreadable.new_marks(len(kept), test=test) if options.skip_unreadable else None
         is_random = random_scale and not test
-        split = Files(kept, transforms[number], channels, is_random, marks, test)
+        transform = training_transform(size, options) if is_random else plain
+        split = Files(kept, transform, channels, is_random, marks, test)
         fits = len(kept) * channels * size * size <= IN_MEMORY
         splits.append(_decoded(split) if check and fits and not is_random else split)
     return ImageData(
@@ -165,7 +168,7 @@ def _readable(
     bad = {path: error for path, error in zip(paths, errors, strict=True) if error}
     if bad:
         unreadable.found, unreadable.first = len(bad), str(next(iter(bad.values())))
-        unreadable.tested = sum(path in bad for path, _ in parts[1])
+        unreadable.tested = sum(path in bad for path, _ in parts[-1])
     return grayscale, [[sample for sample in part if sample[0] not in bad] for part in parts]
 
 
@@ -178,14 +181,22 @@ def _decoded(files: Files) -> InMemory:
     )
 
 
-def _parts(root: Path) -> tuple[Path, Path]:
+def usual_crop(image_size: int) -> float:
+    """The ``crop_fraction`` of networks for images of this size."""
+    return 1.0 if image_size <= SMALL_IMAGE else CROP_FRACTION
+
+
+def _parts(root: Path, *, test_only: bool) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"{root}: expected a folder of images, found no folder there")
     test = root / "test" if (root / "test").is_dir() else root / "val"
-    for part, expected in ((root / "train", "train/"), (test, "test/ or val/")):
+    parts = [(test, "test/ or val/")]
+    if not test_only:
+        parts.insert(0, (root / "train", "train/"))
+    for part, expected in parts:
         if not part.is_dir():
             raise UserError(f"{root}: expected {expected} with a folder for each class in it")
-    return root / "train", test
+    return [part for part, _ in parts]
 
 
 def _class_names(part: Path) -> list[str]:

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import UserError
 from .augment import unchanged
 from .dataset import Batch, ImageData, Unreadable
-from .folder import CROP_FRACTION, Files
-from .images import SMALL_IMAGE, Preprocessing, open_image
+from .folder import Files, usual_crop
+from .images import Preprocessing, open_image
 from .options import DataOptions
 from .order import seed_all, seed_of
 from .transforms import to_size, training_transform
@@ -80,7 +80,13 @@ class _Stream(DataLoader[Batch]):
 
 
 def load_reader(
-    name: str, image_size: int, options: DataOptions, *, random_scale: bool
+    name: str,
+    image_size: int,
+    options: DataOptions,
+    *,
+    random_scale: bool,
+    crop_fraction: float | None = None,
+    test_only: bool = False,
 ) -> ImageData:
     """The set called ``name``: ``READER/NAME`` or ``READER/NAME:PATH``, as RGB images.
 
@@ -89,6 +95,7 @@ def load_reader(
         image_size: side of the square that the network sees.
         options: how to read it; ``train_split`` and ``test_split`` name its parts.
         random_scale: train on crops of random scale, ratio and colour.
+        crop_fraction, test_only: as for ``ran.data.load_data``.
 
     Raises:
         UserError: the reader's package is missing, the set cannot be opened, or its classes are
@@ -97,13 +104,16 @@ def load_reader(
     reader, _, path = name.partition(":")
     preprocessing = Preprocessing(
         image_size=image_size,
-        crop_fraction=1.0 if image_size <= SMALL_IMAGE else CROP_FRACTION,
+        crop_fraction=crop_fraction or usual_crop(image_size),
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
     )
     plain = partial(to_size, preprocessing)
-    train = _open(reader, path, options.train_split, options, training=True)
+    if not test_only:
+        train = _open(reader, path, options.train_split, options, training=True)
     test = _open(reader, path, options.test_split, options, training=False)
+    if test_only:
+        train = test
     unreadable = Unreadable()
     transform = training_transform(image_size, options) if random_scale else plain
     return ImageData(
@@ -170,7 +180,10 @@ def _class_names(name: str, dataset: Any, count: int | None) -> tuple[str, ...]:
     if numbers:
         return tuple(str(key) for key in sorted(numbers, key=numbers.__getitem__))
     if count is None:
-        raise UserError(f"{name}: its classes are not named; --set num_classes=N says how many")
+        raise UserError(
+            f"{name}: its classes are not named; --set num_classes=N says how many, for ran eval "
+            "--num-classes N"
+        )
     return tuple(str(number) for number in range(count))
 
 

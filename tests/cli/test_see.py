@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ import typer
 from PIL import Image
 
 import ran as package
+from ran import evaluation as ran_evaluation
 from ran.checkpoints import NetworkCard, load_network, save_network
 from ran.cli import app
-from ran.data import Preprocessing
+from ran.data import ImageData, Preprocessing, load_data
 from ran.files import replacing, stopping_cleanly
 
 from ..training.helpers import TINY_OPTIONS, make_folder, random_image
@@ -100,6 +102,24 @@ def test_bad_evaluations_leave_nothing(
         ran("eval", checkpoint, *(text.replace("PETS", str(data)) for text in arguments)), *expected
     )
     assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
+def test_eval_reads_the_test_part_alone_as_the_network_was_trained(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(*arguments: Any, **options: Any) -> ImageData:
+        seen.update(options)
+        return load_data(*arguments, **options)
+
+    monkeypatch.setattr(ran_evaluation, "load_data", look)
+    data = make_folder(tmp_path / "pets", parts=["val"])
+    arguments = ("--no-picture", "--json", "--test-split", "val", "--num-classes", 2, "--size", 80)
+    result = ran("eval", checkpoint, "--data", f"folder:{data}", *arguments)
+    assert json.loads(result.stdout)["images"] == 8
+    assert (seen["crop_fraction"], seen["options"].num_classes) == (1.0, 2)
+    assert seen["options"].test_split == "val"
 
 
 def test_eval_names_a_damaged_image(checkpoint: Path, tmp_path: Path) -> None:

@@ -161,6 +161,22 @@ def test_another_programs_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "expected a checkpoint of ran train" in refused(tmp_path / "other.ckpt")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        {"ran_network": CARD.to_json(), "state_dict": None},
+        {"ran_network": CARD.to_json(), "state_dict": {0: torch.zeros(1)}},
+        {"ran_network": CARD.to_json(), "state_dict": {"network.a": 1}},
+        {"ran_network": torch.zeros(3), "state_dict": {}},
+    ],
+)
+def test_a_checkpoint_of_other_contents_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    message = refused(tmp_path / "other.ckpt")
+    assert message.startswith(f"{tmp_path / 'other.ckpt'}: expected ")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")

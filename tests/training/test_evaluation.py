@@ -11,9 +11,10 @@ from ran.checkpoints import NetworkCard, load_network, save_network
 from ran.data import ImageData, Preprocessing, load_data
 from ran.data.digits import InMemory
 from ran.errors import UserError
-from ran.evaluation import Evaluation, evaluate
+from ran.evaluation import evaluate
 from ran.plots import plot_confusion
 from ran.prediction import predict
+from ran.scores import Evaluation
 from ran.training import TrainingResult
 
 from .helpers import TINY_OPTIONS

@@ -29,6 +29,15 @@ def test_mean_masks_average_the_networks_masks_over_channels(trained: TrainingRe
         torch.testing.assert_close(mask, whole[name].mean(1))
 
 
+def test_masks_of_a_network_in_float64(trained: TrainingResult) -> None:
+    network, card = load_network(trained.folder)
+    images, _ = load_data("digits", 16).test.__getitems__(range(1))
+    expected = mean_masks(network, card.preprocessing, images)
+    found = mean_masks(network.double(), card.preprocessing, images)
+    for name, mask in found.items():
+        torch.testing.assert_close(mask, expected[name])
+
+
 def test_drawn_masks_show_the_image_in_gray_and_the_masks_in_colour(tmp_path: Path) -> None:
     path = tmp_path / "masks.png"
     images = torch.full((2, 1, 8, 8), 128, dtype=torch.uint8)

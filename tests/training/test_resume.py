@@ -226,6 +226,52 @@ def test_a_damaged_checkpoint_costs_the_time_since_the_one_before_it(
     assert_same_end(result, never_killed)
 
 
+def test_a_flipped_bit_in_a_tensor_is_damage(tmp_path: Path) -> None:
+    files, last = CheckpointFiles(), tmp_path / "last.ckpt"
+    for step in range(2):
+        files.save_checkpoint(checkpoint_of(step), last)
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1  # among the 40 kB of weights
+    last.write_bytes(content)
+    found, errors = find_checkpoint(tmp_path)
+    assert found == tmp_path / "previous.ckpt"
+    assert [str(error) for error in errors] == [
+        f"{last}: expected a readable checkpoint of tensors and numbers"
+    ]
+
+
+def test_a_training_stopped_by_a_damaged_file_may_go_on_without_it(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "pets", count=8)
+    settings = {**TINY, "data": f"imagenet:{data}", "batch_size": 8, "epochs": 2, "workers": 0}
+    settings["output"] = tmp_path / "run"
+
+    class Damage(L.Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            (data / "train" / "dog" / "1.png").write_bytes(b"no image")
+
+    with pytest.raises(UserError, match=r"1\.png: expected a readable image"):
+        ran.train(**settings, callbacks=[Damage()])
+    with pytest.raises(UserError, match=r"1\.png: expected a readable image"):
+        ran.train(**settings, resume=True)
+    result = ran.train(**settings, resume=True, skip_unreadable=True)
+    assert (len(result.rows), result.unreadable) == (2, 1)
+
+
+def test_resuming_with_other_images_is_refused(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "pets", count=8)
+    settings = {**TINY, "data": f"folder:{data}", "batch_size": 8, "output": tmp_path / "run"}
+    with pytest.raises(SystemExit):
+        ran.train(**settings, epochs=2, callbacks=[StopAfterStep(2)])
+    damaged = data / "train" / "dog" / "1.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:
+        ran.train(**settings, epochs=2, resume=True, skip_unreadable=True)
+    assert str(caught.value).startswith(
+        f"resume: expected the 16 training and 16 test images of before, folder:{data} has 15 and "
+        f"16; 1 unreadable, first {damaged}: expected"
+    )
+
+
 def test_two_damaged_checkpoints_are_named_and_left(stopped: dict[str, Any]) -> None:
     for name in ("last.ckpt", "previous.ckpt"):
         (stopped["output"] / name).write_bytes(b"damaged")
@@ -313,12 +359,12 @@ class Poison(L.Callback):
             batch[0].fill_(float("nan"))
 
 
-@pytest.mark.parametrize("step", [0, 6])
+@pytest.mark.parametrize(("step", "accumulate"), [(0, 1), (6, 1), (6, 2)])
 def test_a_loss_that_is_no_number_stops_with_step_and_rate_and_keeps_the_last_checkpoint(
-    step: int, pets: Path, tmp_path: Path
+    step: int, accumulate: int, pets: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    settings = {**EVERYTHING, "data": f"folder:{pets}", "output": folder, "accumulate": 1}
+    settings = {**EVERYTHING, "data": f"folder:{pets}", "output": folder, "accumulate": accumulate}
     with pytest.raises(UserError) as caught:
         ran.train(**settings, callbacks=[Poison(step)])
     rate = 0.1 * (1 / 5 if step == 0 else 0.9619397662556434)  # of a rise of 4 steps; a cosine

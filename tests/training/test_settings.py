@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ran.errors import UserError
 from ran.recipes import combine, list_recipes, load_recipe, parse_overrides
@@ -65,6 +66,17 @@ from .helpers import TINY_OPTIONS, tiny_settings
         ({"precision": "8"}, "precision: expected auto, 32"),
         ({"precision": "16-mixed"}, "precision: 16-mixed needs a CUDA device"),
         ({"image_size": 2}, "image size 2"),
+        ({"optimizer": "adahessian"}, "optimizer: expected one of first derivatives"),
+        pytest.param(
+            {"optimizer": "bnbadam"},
+            "optimizer: expected one that can be made here, got 'bnbadam': ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may make it"),
+        ),
+        (
+            {"model": "cbam_resnet18", "model_options": {}, "image_size": 32}
+            | {"batch_size": 2, "accumulate": 2},
+            "model cbam_resnet18 at image size 32, one image at once (batch_size over accumulate)",
+        ),
     ],
 )
 def test_bad_settings_are_named_before_anything_is_written(
@@ -142,6 +154,8 @@ def test_published_schedules() -> None:
     assert mixup.steps == 320 * 781
     assert [step / mixup.steps for step in mixup.milestones] == pytest.approx([0.3, 0.6, 0.9])
     cbam = published("imagenet-cbam", 5004)
+    settings = make_settings(load_recipe("imagenet-cbam").settings)
+    assert (settings.optimizer, settings.color_jitter) == ("momentum", 0)  # no Nesterov
     assert (cbam.steps, cbam.milestones) == (90 * 5004, (30 * 5004, 60 * 5004))
 
 

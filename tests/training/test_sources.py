@@ -15,15 +15,17 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 import ran.data.readers
-from ran.data import ImageData, augment, load_data
+from ran.checkpoints import NetworkCard, save_network
+from ran.data import ImageData, Preprocessing, augment, load_data
 from ran.data.cifar import CIFAR10, CIFAR100
 from ran.data.dataset import InMemory
 from ran.data.folder import Files
 from ran.data.options import DataOptions
 from ran.errors import UserError
+from ran.evaluation import evaluate
 from ran.training import train
 
-from .helpers import make_folder, tiny_settings
+from .helpers import TINY_OPTIONS, make_folder, tiny_settings
 
 
 def write_cifar(kind: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -114,6 +116,20 @@ def test_too_large_folders_are_read_as_they_are_needed(
     monkeypatch.setattr(ran.data.folder, "IN_MEMORY", 8 * 3 * 16 * 16 - 1)
     assert isinstance(load_data(f"folder:{root}", 16).train, Files)
     assert isinstance(load_data(f"folder:{root}", 15).train, InMemory)
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_the_test_part_alone_needs_no_other(kind: str, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pets", parts=["test"])
+    with pytest.raises(UserError, match="expected train/"):
+        load_data(f"{kind}:{root}", 16)
+    data = load_data(f"{kind}:{root}", 16, test_only=True, crop_fraction=0.5)
+    assert (len(data.train), len(data.test)) == (0, 8)
+    assert data.class_names == ("cat", "dog")
+    with Image.open(root / "test" / "cat" / "0.png") as image:
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    expected = Preprocessing(16, 0.5, (0.5,) * 3, (0.5,) * 3).resize(pixels)
+    assert torch.equal(data.test.__getitems__([0])[0][0], expected)
 
 
 def test_grayscale_folders_stay_so_in_memory(tmp_path: Path) -> None:
@@ -327,6 +343,26 @@ def test_timms_readers_as_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [labels.tolist() for _, labels in data.test_loader(2)] == [[0, 1], [0]]
     with pytest.raises(UserError, match="num_classes=N says how many"):
         read(Streamed, monkeypatch, "wds/things")
+
+
+def test_a_stream_is_evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def create(name: str, split: str, **_: Any) -> Streamed:
+        opened.append(split)
+        return Streamed(split)
+
+    monkeypatch.setattr(ran.data.readers, "create_dataset", create)
+    monkeypatch.setattr(ran.data.readers, "_installed", lambda _: True)
+    card = NetworkCard(
+        "attention56_cifar_pool",
+        ("0", "1"),
+        Preprocessing(16, 0.875, (0.5,) * 3, (0.5,) * 3),
+        TINY_OPTIONS,
+    )
+    save_network(card.build(), card, tmp_path)
+    found = evaluate(tmp_path, "wds/x", test_split="val", num_classes=2)
+    assert (found.images, opened) == (3, ["val"])
 
 
 def test_a_stream_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ran.checkpoints import load_network
 from ran.data import load_data
 from ran.errors import UserError
 from ran.files import read_json
+from ran.masks import plot_masks
 from ran.prediction import class_probabilities
 from ran.recipes import load_recipe
 from ran.settings import TrainingSettings
@@ -140,6 +141,20 @@ def test_overwrite_replaces_a_trainings_folder_only_if_nothing_else_is_in_it(
     assert {path.name for path in folder.iterdir()} < runs.RUN_FILES
 
 
+def test_the_folder_of_work_may_be_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(Path())
+    runs.start_folder(tmp_path / "run", settings.to_json())
+    monkeypatch.chdir(tmp_path / "run")
+    Path("last.ckpt").write_text("old")
+    Path(runs.LOG_FOLDER).mkdir()
+    runs.check_folder(Path(), overwrite=True)
+    runs.start_folder(Path(), {"seed": 3})
+    assert [entry.name for entry in Path.cwd().iterdir()] == ["run.json"]
+    assert read_json(Path("run.json"), format="ran-run", version=1)["settings"] == {"seed": 3}
+
+
 @pytest.mark.parametrize("augmentation", ["auto", "scale-flip"])
 def test_training_on_a_folder_of_images(tmp_path: Path, augmentation: str) -> None:
     data = make_folder(tmp_path / "pets")
@@ -190,6 +205,14 @@ def test_bfloat16_trains_on_the_cpu(tmp_path: Path) -> None:
     result = train(tiny_settings(tmp_path / "run", epochs=1, precision="bf16-mixed"))
     network, _ = load_network(result.folder)
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_float64_trains_to_its_pictures(tmp_path: Path) -> None:
+    result = train(tiny_settings(tmp_path / "run", epochs=1, precision="64", batch_size=256))
+    assert (result.folder / "masks.png").is_file()
+    plot_masks(
+        result.folder, [make_folder(tmp_path / "pets") / "test/cat/0.png"], tmp_path / "m.png"
+    )
 
 
 @pytest.mark.gpu
