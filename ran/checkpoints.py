@@ -22,6 +22,8 @@ from .pretrained import (
 
 #: Under this key a Lightning checkpoint holds the network's card.
 CARD_KEY = "ran_network"
+#: And under this one the number of processes that trained it.
+PROCESSES_KEY = "ran_processes"
 #: Before the names of the network's tensors in a Lightning checkpoint.
 NETWORK_PREFIX = "network."
 #: What a training calls the checkpoint that it keeps of an epoch.

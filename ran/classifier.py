@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 
-from .checkpoints import CARD_KEY, NetworkCard
+from .checkpoints import CARD_KEY, PROCESSES_KEY, NetworkCard
 from .data import Batch, ImageData
 from .data.order import seed_all, seed_of
 from .errors import UserError
@@ -167,6 +167,7 @@ class ImageClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD_KEY] = self._card.to_json()
         checkpoint[IMAGES_KEY] = self._images()
+        checkpoint[PROCESSES_KEY] = self.trainer.world_size
         # every process reads what one of them saved: the mean, so that their sum stays the same
         sums = self._over_processes(self._train_sums) / self.trainer.world_size
         checkpoint[SUMS_KEY] = sums.tolist()

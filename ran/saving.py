@@ -16,7 +16,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from .checkpoints import CARD_KEY, KEPT
+from .checkpoints import CARD_KEY, KEPT, PROCESSES_KEY
 from .errors import UserError
 from .files import replacing
 
@@ -103,6 +103,12 @@ def step_of(checkpoint: Path) -> int:
     """The step of the optimizer after which a readable checkpoint was written."""
     # mapped: its tensors are not read
     return int(torch.load(checkpoint, mmap=True, weights_only=True)["global_step"])
+
+
+def processes_of(checkpoint: Path) -> int | None:
+    """How many trained a readable checkpoint; None where it does not say so."""
+    content = torch.load(checkpoint, mmap=True, weights_only=True)
+    return content.get(PROCESSES_KEY)
 
 
 class LossGuard(L.Callback):

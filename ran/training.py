@@ -25,7 +25,7 @@ from .files import require_folder
 from .masks import draw_test_masks
 from .plots import plot_curves
 from .processes import Processes, find_processes
-from .saving import BEST, LAST, PREVIOUS, find_checkpoint
+from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .settings import TrainingSettings, make_settings, resumed
 
 #: What the system says where a file cannot grow.
@@ -220,7 +220,11 @@ def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
             soft_wrap=True,
         )
     if engine.checkpoint:
-        console.print(f"going on from {engine.checkpoint}", highlight=False, soft_wrap=True)
+        text = f"going on from {engine.checkpoint}"
+        then, now = processes_of(engine.checkpoint), engine.processes.count
+        if then not in (None, now):  # each draws its own random numbers, and normalises its share
+            text += f", which {then} processes trained; with {now} the bits will be others"
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _finish(

@@ -272,6 +272,16 @@ def test_resuming_with_other_images_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_another_number_of_processes_is_said(
+    stopped: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = stopped["output"] / "last.ckpt"
+    torch.save({**torch.load(last, weights_only=True), "ran_processes": 2}, last)
+    ran.train(**stopped, console=Console(width=1000))
+    shown = capsys.readouterr().out
+    assert f"going on from {last}, which 2 processes trained; with 1 the bits" in shown
+
+
 def test_two_damaged_checkpoints_are_named_and_left(stopped: dict[str, Any]) -> None:
     for name in ("last.ckpt", "previous.ckpt"):
         (stopped["output"] / name).write_bytes(b"damaged")
