@@ -13,6 +13,8 @@ from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite, SkipUnrea
 if TYPE_CHECKING:
     from ..scores import Evaluation
 
+DEFAULT_PICTURE = Path("confusion.png")
+
 
 def evaluate(
     checkpoint: Checkpoint,
@@ -26,8 +28,9 @@ def evaluate(
     ] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     confusion: Annotated[
-        Path, typer.Option(help="Picture of the confusion matrix to write.")
-    ] = Path("confusion.png"),
+        Path | None,
+        typer.Option(help="Picture of the confusion matrix to write; confusion.png if not given."),
+    ] = None,
     picture: Annotated[
         bool, typer.Option("--picture/--no-picture", help="Whether to write that picture.")
     ] = True,
@@ -52,13 +55,18 @@ def evaluate(
     from ..evaluation import evaluate as run_evaluation
     from ..files import stopping_cleanly
 
+    drawn = (confusion or DEFAULT_PICTURE) if picture else None
+    # Nobody asked for that name: the last evaluation's picture is no reason to refuse this one.
+    if drawn and not confusion and drawn.exists() and not overwrite:
+        typer.echo(f"{drawn} exists and stays: --overwrite or --confusion draws another", err=True)
+        drawn = None
     with stopping_cleanly():
         evaluation = run_evaluation(
             checkpoint,
             data,
             image_size=size,
             tta=tta,
-            confusion=confusion if picture else None,
+            confusion=drawn,
             overwrite=overwrite,
             device=device,
             batch_size=batch_size,
@@ -71,8 +79,8 @@ def evaluate(
         typer.echo(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False))
         return
     _print(evaluation)
-    if picture:
-        typer.echo(f"Written: {confusion}")
+    if drawn:
+        typer.echo(f"Written: {drawn}")
 
 
 def _print(evaluation: "Evaluation") -> None:

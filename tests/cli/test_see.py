@@ -104,6 +104,25 @@ def test_bad_evaluations_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["pets"]
 
 
+def test_eval_goes_on_beside_the_picture_of_the_last(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_folder(tmp_path / "pets", count=1)
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "confusion.png"
+    arguments = ("eval", checkpoint, "--data", f"folder:{data}", "--json")
+    assert ran(*arguments).exit_code == 0
+    picture.write_bytes(b"mine")
+    again = ran(*arguments)
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["images"] == 2
+    assert "confusion.png exists and stays" in again.stderr
+    assert picture.read_bytes() == b"mine"
+    refused(ran(*arguments, "--confusion", picture), "confusion.png: expected a new file")
+    assert ran(*arguments, "--overwrite").exit_code == 0
+    assert picture.read_bytes() != b"mine"
+
+
 def test_eval_reads_the_test_part_alone_as_the_network_was_trained(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
