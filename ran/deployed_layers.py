@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 import ran_kernels
 
-from .deployed_plan import version_of
+from .deployed_plan import MOST_SHAPES, version_of
 
 #: The dtypes that cuDNN's fused convolutions are called in.
 _CUDNN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: Shapes that a convolution keeps packed weights for. Further ones run with the plain weights,
-#: which oneDNN then packs at every call: 3 % of the time of most, a quarter of that of a few.
-_MOST_SHAPES = 4
 
 
 def affine_of(norm: nn.BatchNorm2d, name: str) -> tuple[Tensor, Tensor]:
@@ -152,7 +149,7 @@ class Conv(nn.Module):
         weight, of, packed = self._by_shape.get(x.shape, (None, 0, None))
         if packed is None or weight is not self.weight or of != version:
             # Threads that come here at the same time pack the same.
-            if packed is None and len(self._by_shape) >= _MOST_SHAPES:
+            if packed is None and len(self._by_shape) >= MOST_SHAPES:
                 return self.weight
             form = (self.padding, self.stride, self.dilation, self.groups)
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *form, x.shape)

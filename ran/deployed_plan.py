@@ -17,8 +17,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ran_kernels import backends
 
-#: Shapes that plans are kept for; further ones go through the modules.
-MOST_PLANS = 4
+#: Shapes that plans and packed weights are kept for; further ones go through the modules, with the
+#: plain weights, which oneDNN then packs at every call: 3 % of the time of most convolutions, a
+#: quarter of that of a few.
+MOST_SHAPES = 4
 
 #: What is done for a shape and not for an image: its results are constants.
 _ONCE = frozenset({torch.ops.mkldnn._reorder_convolution_weight.default})
@@ -74,8 +76,8 @@ def record(network: nn.Module, x: Tensor) -> tuple[Tensor, fx.GraphModule]:
     return out, fx.GraphModule(recorder.constants, recorder.graph)
 
 
-def may_keep(network: nn.Module, x: Tensor) -> bool:
-    """Whether what the network does for x may be done again without its modules.
+def may_keep(modules: list[nn.Module], x: Tensor) -> bool:
+    """Whether what a network of these modules does for x may be done again without them.
 
     Not so where somebody looks on: through hooks, a dispatch mode, autocast, torch.func's
     transforms or forward-mode differentiation.
@@ -86,7 +88,7 @@ def may_keep(network: nn.Module, x: Tensor) -> bool:
         and not torch.is_autocast_enabled(x.device.type)
         and backends.transformed() is None
         and _get_current_dispatch_mode() is None
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in modules_of(network))
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
     )
 
 
@@ -103,10 +105,10 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def state_of(network: nn.Module) -> State:
+def state_of(modules: list[nn.Module]) -> State:
     """The modules of a network and their tensors, as they are now."""
     state: State = []
-    for module in modules_of(network):
+    for module in modules:
         state.append((module, 0))
         for tensors in (module._parameters, module._buffers):
             state.extend((t, version_of(t)) for t in tensors.values() if t is not None)
@@ -124,9 +126,9 @@ class Kept:
         self._state: State = []
         self._lock = threading.Lock()
 
-    def of(self, network: nn.Module) -> dict[tuple[Any, ...], Any]:
-        """All of it, to look things up in and to add to."""
-        now = state_of(network)
+    def of(self, modules: list[nn.Module]) -> dict[tuple[Any, ...], Any]:
+        """All of it, to look things up in and to add to; `modules` are the network's."""
+        now = state_of(modules)
         with self._lock:
             same = len(now) == len(self._state) and all(
                 a is b and version == before
@@ -143,9 +145,13 @@ class Plans:
     def __init__(self) -> None:
         self._kept = Kept()
 
-    def __call__(self, network: nn.Module, x: Tensor) -> Tensor:
-        """What `network`, always the same, gives for x, which ``may_keep`` says yes to."""
-        plans = self._kept.of(network)
+    def __call__(self, modules: list[nn.Module], x: Tensor) -> Tensor:
+        """What the network gives for x, which ``may_keep`` says yes to.
+
+        `modules` are those of the network, always the same one, which comes first.
+        """
+        network = modules[0]
+        plans = self._kept.of(modules)
         key = (x.shape, x.stride(), backends.current())
         plan = plans.get(key)
         if plan is not None:
@@ -153,10 +159,10 @@ class Plans:
             with torch._C._AutoDispatchBelowAutograd():
                 result: Tensor = plan(x)
             return result
-        if len(plans) >= MOST_PLANS:
+        if len(plans) >= MOST_SHAPES:
             return network(x)
         out, plan = record(network, x)
         # Two threads may record the same; another may have changed the backend meanwhile.
-        if backends.current() == key[-1] and len(plans) < MOST_PLANS:
+        if backends.current() == key[-1] and len(plans) < MOST_SHAPES:
             plans.setdefault(key, plan)
         return out

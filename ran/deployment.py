@@ -15,7 +15,7 @@ from .checks import require_choice, require_images
 from .deployed_attention import DeployedResidualAttention
 from .deployed_cbam import DeployedCbamResNet
 from .deployed_layers import Conv, Maker
-from .deployed_plan import Kept, Plans, may_keep
+from .deployed_plan import Kept, Plans, may_keep, modules_of
 from .network import ResidualAttentionNetwork
 
 #: What a deployed network's images, weights and activations are laid out as.
@@ -124,11 +124,11 @@ class Deployed(nn.Module):
         with nullcontext() if exporting else torch.no_grad():
             require_images(x, self.in_chans, self.minimum_size)
             x = x.to(self.dtype, memory_format=self.layout)
-            if exporting or not may_keep(self.network, x):
+            if exporting or not may_keep(modules := modules_of(self.network), x):
                 return self.network(x)
             if self.graph and x.is_cuda:
-                return self._graph_of(x)(x)
-            return self._plans(self.network, x)
+                return self._graph_of(modules, x)(x)
+            return self._plans(modules, x)
 
     def train(self, mode: bool = True) -> "Deployed":
         """Raises RuntimeError for `mode`: there is nothing left to train."""
@@ -136,10 +136,10 @@ class Deployed(nn.Module):
             raise RuntimeError("train: a deployed network is for inference; train the original")
         return super().train(False)
 
-    def _graph_of(self, x: Tensor) -> "_Graph":
+    def _graph_of(self, modules: list[nn.Module], x: Tensor) -> "_Graph":
         key = (x.shape, backends.current())
         with self._lock:  # two threads must not capture at the same time
-            graphs = self._graphs.of(self.network)
+            graphs = self._graphs.of(modules)
             if key not in graphs:
                 graphs[key] = _Graph(self.network, x)
             graph: _Graph = graphs[key]

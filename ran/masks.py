@@ -64,19 +64,19 @@ def plot_masks(
     if not checkpoints or not images:
         what = "images" if checkpoints else "checkpoint"
         raise UserError(f"{what}: expected at least one path, got none")
-    if len(checkpoints) > 1 and output.suffix.lower() != ".gif":
+    animated = output.suffix.lower() == ".gif"
+    if len(checkpoints) > 1 and not animated:
         raise UserError(f"{output}: expected a .gif file for several checkpoints")
-    if output.suffix.lower() == ".gif":  # which matplotlib does not write
+    if animated:  # which matplotlib does not write
         require_writable(output, overwrite=overwrite)
-    else:
-        require_picture(output, overwrite=overwrite)
-    if output.suffix.lower() == ".gif":
         parts: list[Paths] = [kept_checkpoints(Path(path)) or [path] for path in checkpoints]
         checkpoints = [path for part in parts for path in part]
+    else:
+        require_picture(output, overwrite=overwrite)
     chosen = choose_device(device)
     if len(checkpoints) == 1:
         network, card = _load(checkpoints[0], chosen)
-        if output.suffix.lower() == ".gif":
+        if animated:
             save_animation(output, [_views(network, card, images, modules)], [_title(card)])
         else:
             draw_network_masks(network, card, images, output, modules=modules)

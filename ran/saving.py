@@ -101,14 +101,18 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[UserError]]:
 
 def step_of(checkpoint: Path) -> int:
     """The step of the optimizer after which a readable checkpoint was written."""
-    # mapped: its tensors are not read
-    return int(torch.load(checkpoint, mmap=True, weights_only=True)["global_step"])
+    return int(_mapped(checkpoint)["global_step"])
 
 
 def processes_of(checkpoint: Path) -> int | None:
     """How many trained a readable checkpoint; None where it does not say so."""
-    content = torch.load(checkpoint, mmap=True, weights_only=True)
-    return content.get(PROCESSES_KEY)
+    return _mapped(checkpoint).get(PROCESSES_KEY)
+
+
+def _mapped(checkpoint: Path) -> dict[str, Any]:
+    """The content of a readable checkpoint, whose tensors are not read."""
+    content: dict[str, Any] = torch.load(checkpoint, mmap=True, weights_only=True)
+    return content
 
 
 class LossGuard(L.Callback):

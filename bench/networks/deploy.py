@@ -15,7 +15,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from bench.compare import (
 from bench.results_file import Record
 from ran.deployed_layers import Conv
 
+from .arguments import add_run_options
 from .profiles import profile
 from .tables import PROFILED, deployed
 from .trained import as_trained, require_accurate
@@ -131,9 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeatable; both")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--result", type=Path, help="JSON file to write or to continue")
+    add_run_options(parser)
     given = parser.parse_args(arguments)
     device = given.device or default_device()
     # Elsewhere than on CUDA the two are one.

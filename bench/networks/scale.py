@@ -7,7 +7,6 @@ Three sweeps, each of ours and of the same network in plain PyTorch, interleaved
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import ran
 from bench.compare import default_device, keep_freed_memory
 from bench.results_file import Record
 
+from .arguments import add_run_options
 from .speed import compare
 from .tables import scale
 
@@ -49,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; ``arguments`` are ``sys.argv``'s if None."""
     parser = argparse.ArgumentParser(prog="python -m bench.networks.scale")
     parser.add_argument("--sweep", action="append", choices=SWEEPS, help="repeatable; default all")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--result", type=Path, help="JSON file to write or to continue")
+    add_run_options(parser)
     given = parser.parse_args(arguments)
     device = given.device or default_device()
     keep_freed_memory()

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +40,7 @@ from bench.compare import (
 )
 from bench.results_file import Record
 
+from .arguments import add_run_options
 from .memory import training_step
 from .profiles import Generated, profile
 from .tables import speed
@@ -201,9 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="images, by default 4 on a CPU, 128 on a GPU")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeatable; float32")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--result", type=Path, help="JSON file to write or to continue")
+    add_run_options(parser)
     given = parser.parse_args(arguments)
     device = given.device or default_device()
     batch = given.batch or (128 if device == "cuda" else 4)

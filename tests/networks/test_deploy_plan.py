@@ -10,7 +10,7 @@ import ran
 import ran_kernels
 from bench.compare import peak_memory
 from ran.deployed_layers import Conv
-from ran.deployed_plan import MOST_PLANS
+from ran.deployed_plan import MOST_SHAPES, modules_of
 from ran.deployment import Deployed
 
 from .deployed import NETWORKS, exact, images, shaped
@@ -19,7 +19,7 @@ from .helpers import relative
 
 def plans(deployed: Deployed) -> int:
     """How many plans it keeps."""
-    return len(deployed._plans._kept.of(deployed.network))
+    return len(deployed._plans._kept.of(modules_of(deployed.network)))
 
 
 def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules() -> None:
@@ -44,7 +44,7 @@ def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules()
     for size in range(33, 40):
         x = images(1, size)
         assert relative(deployed(x).double(), exact(model, x)) < 1e-5
-    assert plans(deployed) == MOST_PLANS
+    assert plans(deployed) == MOST_SHAPES
 
 
 def test_no_plan_where_somebody_looks_on() -> None:
@@ -121,7 +121,7 @@ def test_another_dtype_after_the_fact() -> None:
 
 def test_threads_do_not_wait_for_each_other_where_no_plan_is_kept() -> None:
     deployed = ran.deploy(shaped(NETWORKS["authors"]()))
-    for size in range(33, 33 + MOST_PLANS):
+    for size in range(33, 33 + MOST_SHAPES):
         deployed(images(1, size))
     together = threading.Barrier(2, timeout=30)
     network = deployed.network.forward
