@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import resource
-import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -12,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from PIL import Image
 
 import ran as package
 from ran import evaluation as ran_evaluation
 from ran.checkpoints import NetworkCard, load_network, save_network
-from ran.cli import app
 from ran.data import ImageData, Preprocessing, load_data
 from ran.files import replacing, stopping_cleanly
 
@@ -315,63 +312,6 @@ def test_the_commands_are_functions_of_the_package() -> None:
         assert name in package.__all__
     with pytest.raises(AttributeError, match="'evaluation_of'"):
         _ = package.evaluation_of
-
-
-def commands() -> dict[str, typer.core.TyperCommand]:
-    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("name", commands())
-def test_every_help_has_an_example_that_parses(name: str) -> None:
-    help_text = commands()[name].help or ""
-    examples = [line for line in help_text.split("\n") if "Example: " in line]
-    assert examples, name
-    for line in examples:
-        program, command, *arguments = shlex.split(line.partition("Example: ")[2])
-        assert (program, command) == ("ran", name)
-        commands()[name].make_context(name, arguments, resilient_parsing=False)
-
-
-@pytest.mark.parametrize("name", ["train", "eval"])
-def test_the_help_of_data_says_every_form(name: str) -> None:
-    option = next(each for each in commands()[name].params if each.name == "data")
-    for kind in (
-        *package.data._SMALL,
-        "folder:PATH",
-        "imagenet:PATH",
-        "wds/NAME:PATH",
-        "hfds/NAME",
-    ):
-        assert kind in option.help  # type: ignore[attr-defined]
-
-
-def test_wrong_usage_is_one_line() -> None:
-    refused(ran("paint"), "ran: ", "'paint'")
-    refused(ran("predict", "a", "--topk", "many"), "ran predict: ", "--topk")
-    refused(ran("masks", "a", "b"), "--output")
-    refused(ran("info", "--verbose"), "--verbose")
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("ran ev", ["eval"]),
-        ("ran eval runs --data cif", ["cifar10:", "cifar100:"]),
-        ("ran train --data w", ["wds/"]),
-        ("ran predict runs a.png --device cu", ["cuda", "cuda:0"]),
-        ("ran export runs --ov", ["--overwrite"]),
-    ],
-)
-def test_bash_completes(words: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    environment = {
-        "_RAN_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split()) - 1),
-    }
-    result = CliRunner().invoke(app, [], prog_name="ran", env=environment)
-    assert result.stdout.split() == expected
 
 
 def test_a_terminated_write_leaves_no_part_of_a_file(tmp_path: Path) -> None:
