@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.kernels.figures import row
 from bench.networks.tables import slope
-from ran.plots import curves_figure
+from ran.pictures.plots import curves_figure
 
 RIVALS = {"eager": "to_eager", "torch.compile": "to_compile"}
 

@@ -1,9 +1,15 @@
 """What holds for every test: Triton's interpreter where there is no GPU, and fixed seeds."""
 
+import dataclasses
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from ran.training.run import TrainingResult
 
 if not torch.cuda.is_available():
     # Read when a kernel's module is imported, so it must be set before any test runs.
@@ -36,3 +42,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> "TrainingResult":
+    """A tiny network trained on digits. Its folder is for reading only."""
+    from ran.training.run import train  # Lightning takes a while to load
+
+    from .tiny import tiny_settings
+
+    folder: Path = tmp_path_factory.mktemp("trained") / "run"
+    return train(tiny_settings(folder, epochs=5))
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains on 96 digits, tests on 40 and draws nothing: accuracy is tested elsewhere."""
+    import ran.training.run
+    from ran.data import ImageData, load_data
+    from ran.data.dataset import InMemory
+
+    def load_few(*arguments: Any) -> ImageData:
+        data = load_data(*arguments)
+        return dataclasses.replace(
+            data,
+            train=InMemory(*data.train.__getitems__(range(96))),
+            test=InMemory(*data.test.__getitems__(range(40))),
+        )
+
+    monkeypatch.setattr(ran.training.run, "load_data", load_few)
+    monkeypatch.setattr(ran.training.run, "plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr(ran.training.run, "draw_test_masks", lambda *_: None)

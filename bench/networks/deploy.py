@@ -32,7 +32,7 @@ from bench.compare import (
     peak_memory,
 )
 from bench.results_file import Record
-from ran.deployed_layers import Conv
+from ran.serving.layers import Conv
 
 from .arguments import add_run_options
 from .profiles import profile

@@ -11,7 +11,7 @@ from rich.table import Table
 from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite, SkipUnreadable
 
 if TYPE_CHECKING:
-    from ..scores import Evaluation
+    from ..evaluation.scores import Evaluation
 
 DEFAULT_PICTURE = Path("confusion.png")
 
@@ -52,7 +52,7 @@ def evaluate(
 
     Example: ran eval runs/demo --data digits --confusion runs/confusion.png
     """
-    from ..evaluation import evaluate as run_evaluation
+    from ..evaluation.evaluation import evaluate as run_evaluation
     from ..files import stopping_cleanly
 
     drawn = (confusion or DEFAULT_PICTURE) if picture else None

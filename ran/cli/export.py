@@ -28,8 +28,8 @@ def export(
 
     Example: ran export runs/demo -o digits.onnx
     """
-    from ..exporting import export as run_export
     from ..files import stopping_cleanly
+    from ..serving.export import export as run_export
 
     with stopping_cleanly():
         report = run_export(

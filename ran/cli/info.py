@@ -16,7 +16,7 @@ def info(
 
     Example: ran info runs/demo
     """
-    from ..info import describe, installation
+    from .description import describe, installation
 
     if checkpoint is None:
         for line in installation():

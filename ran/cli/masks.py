@@ -56,7 +56,7 @@ def masks(
     if count == len(paths):
         raise UserError("IMAGE: expected at least one image file after the checkpoint")
     from ..files import stopping_cleanly
-    from ..masks import plot_masks
+    from ..pictures.masks import plot_masks
 
     with stopping_cleanly():
         plot_masks(

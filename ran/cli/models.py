@@ -18,7 +18,7 @@ def models(
     """
     from fnmatch import fnmatch
 
-    from ..catalogue import catalogue
+    from ..models.catalogue import catalogue
 
     rows = [row for row in catalogue() if fnmatch(row.name, pattern)]
     if not rows:

@@ -15,7 +15,7 @@ from ..errors import UserError
 from .arguments import BatchSize, Checkpoint, Deploy, Device, Overwrite, SkipUnreadable
 
 if TYPE_CHECKING:
-    from ..prediction import Prediction
+    from ..evaluation.prediction import Prediction
 
 
 def predict(
@@ -50,8 +50,8 @@ def predict(
     """
     if as_json and as_csv:
         raise UserError("--csv: expected one of --json and --csv, got both")
+    from ..evaluation.prediction import predict as predict_images
     from ..files import stopping_cleanly
-    from ..prediction import predict as predict_images
 
     with stopping_cleanly():
         predictions = predict_images(

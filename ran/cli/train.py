@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..processes import find_processes
-from ..settings import TrainingSettings, make_settings
+from ..training.processes import find_processes
+from ..training.settings import TrainingSettings, make_settings
 from .arguments import SkipUnreadable, TrainingData
 
 if TYPE_CHECKING:
-    from ..training import TrainingResult
+    from ..training.run import TrainingResult
 
 
 def _default(name: str) -> str:
@@ -78,7 +78,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a network. Example: ran train digits --epochs 5 --set ema=0.99"""
-    from ..recipes import combine, parse_overrides
+    from ..training.recipes import combine, parse_overrides
 
     if list_all:
         _print_recipes(recipe)
@@ -103,13 +103,13 @@ def train(
     overrides = parse_overrides(settings or [])
 
     if resume and output and not recipe and not model:
-        from ..runs import saved_values
+        from ..training.runs import saved_values
 
         checked = make_settings({**saved_values(output), **options, **overrides})
     else:
         checked = make_settings(combine(recipe, options, overrides))
 
-    from ..training import train as run_training  # after the check: it takes seconds to load
+    from ..training.run import train as run_training  # after the check: it takes seconds to load
 
     console = Console(quiet=not find_processes().first)
     result = run_training(checked, console)
@@ -117,7 +117,7 @@ def train(
 
 
 def _print_recipes(name: str | None) -> None:
-    from ..recipes import list_recipes, load_recipe
+    from ..training.recipes import list_recipes, load_recipe
 
     console = Console()
     if name:

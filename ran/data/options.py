@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 
 from ..cores import usable_cores
-from ..processes import find_processes
-from ..settings import TrainingSettings
+from ..training.processes import find_processes
+from ..training.settings import TrainingSettings
 
 #: More readers than this for one process help little, and each holds the libraries once more.
 MOST_WORKERS = 8
@@ -12,7 +12,7 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Those fields of ``ran.settings.TrainingSettings`` that say how a data set is read."""
+    """Those of ``ran.training.settings.TrainingSettings`` that say how a data set is read."""
 
     download: bool = False
     skip_unreadable: bool = False

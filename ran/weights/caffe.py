@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from ..network import ResidualAttentionNetwork
+from ..models.residual_attention import ResidualAttentionNetwork
 from .plan import Plan, Source, require_attention, tensor_names, unit_layers
 
 #: Position of an array in its layer. A BN layer holds scale, shift, mean and variance.

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cbam import CbamResNet
 from ..checks import require_choice
 from ..errors import UserError
-from ..network import ResidualAttentionNetwork
+from ..models.cbam_resnet import CbamResNet
+from ..models.residual_attention import ResidualAttentionNetwork
 from .plan import Plan
 from .reading import read_tensors
 from .report import Differences, LoadReport, shapes_differ

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..network import ResidualAttentionNetwork
+from ..models.residual_attention import ResidualAttentionNetwork
 
 #: Layers that hold tensors.
 LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from ..network import ResidualAttentionNetwork
+from ..models.residual_attention import ResidualAttentionNetwork
 from .cbam import CbamNames, cbam_plan, require_cbam
 from .plan import Plan, Source, require_attention, tensor_names, unit_layers
 

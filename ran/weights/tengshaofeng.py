@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..network import ResidualAttentionNetwork
+from ..models.residual_attention import ResidualAttentionNetwork
 from .plan import Plan, Source, require_attention, tensor_names, unit_layers
 
 #: A unit's layers by the names of this package's.

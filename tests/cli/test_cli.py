@@ -9,10 +9,9 @@ from typer.testing import CliRunner, Result
 
 from ran.cli import app
 from ran.data import load_data
-from ran.recipes import list_recipes, load_recipe
-from ran.settings import TrainingSettings, make_settings
-
-from ..training.helpers import TINY, TINY_OPTIONS, make_folder, random_image
+from ran.training.recipes import list_recipes, load_recipe
+from ran.training.settings import TrainingSettings, make_settings
+from tests.tiny import TINY, TINY_OPTIONS, make_folder, random_image
 
 TINY_ARGUMENTS = [
     *("--model", TINY["model"], "--data", "digits", "--set", "image_size=16", "--threads", "1"),
@@ -213,7 +212,7 @@ def test_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         seen.append(settings)
         raise StopError
 
-    monkeypatch.setattr("ran.training.train", stop)
+    monkeypatch.setattr("ran.training.run.train", stop)
     result = ran(
         *("train", "digits", "--epochs", 7, "--lr", 0.5, "--output", tmp_path, "--seed", 3),
         *("--set", "model_options.residual=false", "--set", "seed=4", "--skip-unreadable"),

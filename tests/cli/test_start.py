@@ -63,7 +63,7 @@ def test_completion_loads_no_network(script: Path) -> None:
 
 
 def test_a_program_that_is_called_ran_has_the_networks_too(tmp_path: Path) -> None:
-    names = [name for name in ran.__all__ if name not in ran._COMMANDS]
+    names = [*dir(ran)]
     script = tmp_path / "ran"
     script.write_text(
         f"import ran\nprint([hasattr(ran, name) for name in {[*names, 'attention57']}])"

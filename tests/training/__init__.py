@@ -1,1 +1,1 @@
-"""Tests of training, data, checkpoints, prediction and pictures."""
+"""Tests of training: the run, its settings, what it saves."""

@@ -6,13 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ran.checkpoints import kept_checkpoints, load_network
 from ran.errors import UserError
-from ran.masks import plot_masks
-from ran.runs import check_folder
-from ran.training import train
-
-from .helpers import random_image, tiny_settings
+from ran.pictures.masks import plot_masks
+from ran.training.run import train
+from ran.training.runs import check_folder
+from ran.weights.network_card import kept_checkpoints, load_network
+from tests.tiny import random_image, tiny_settings
 
 
 @pytest.mark.usefixtures("few_digits")

@@ -9,7 +9,7 @@ import pytest
 
 import ran.files
 from ran.files import ABANDONED, is_abandoned, partial_path
-from ran.runs import remove_leftovers
+from ran.training.runs import remove_leftovers
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ import torch
 
 import ran
 from ran.errors import UserError
-from ran.processes import Processes, find_processes
-from ran.training import TrainingResult
-
-from .helpers import TINY
+from ran.training.processes import Processes, find_processes
+from ran.training.run import TrainingResult
+from tests.tiny import TINY
 
 
 def run_two(settings: dict[str, Any], folder: Path, where: str) -> subprocess.CompletedProcess[str]:

@@ -20,13 +20,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ran
-import ran.training
-from ran.checkpoints import load_network
+import ran.training.run
 from ran.errors import UserError
-from ran.saving import PARTS, CheckpointFiles, find_checkpoint
-from ran.training import TrainingResult, train
-
-from .helpers import TINY, TINY_OPTIONS, make_folder, tiny_settings
+from ran.training.run import TrainingResult, train
+from ran.training.saving import PARTS, CheckpointFiles, find_checkpoint
+from ran.weights.network_card import load_network
+from tests.tiny import TINY, TINY_OPTIONS, make_folder, tiny_settings
 
 #: Everything that could keep a state of its own, in 5 epochs of 4 steps of 2 batches each.
 EVERYTHING: dict[str, Any] = {
@@ -52,8 +51,8 @@ SAME = ("epoch", "step", "train_loss", "train_accuracy", "learning_rate", "test_
 def _no_pictures() -> Iterator[None]:
     """Pictures are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ran.training, "plot_curves", lambda *_, **__: None)
-        patch.setattr(ran.training, "draw_test_masks", lambda *_: None)
+        patch.setattr(ran.training.run, "plot_curves", lambda *_, **__: None)
+        patch.setattr(ran.training.run, "draw_test_masks", lambda *_: None)
         yield
 
 

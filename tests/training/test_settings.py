@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from ran.errors import UserError
-from ran.recipes import combine, list_recipes, load_recipe, parse_overrides
-from ran.schedules import Schedule, make_schedule
-from ran.settings import make_settings
-from ran.training import train
-
-from .helpers import TINY_OPTIONS, tiny_settings
+from ran.training.recipes import combine, list_recipes, load_recipe, parse_overrides
+from ran.training.run import train
+from ran.training.schedules import Schedule, make_schedule
+from ran.training.settings import make_settings
+from tests.tiny import TINY_OPTIONS, tiny_settings
 
 
 @pytest.mark.parametrize(

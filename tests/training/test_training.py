@@ -11,19 +11,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import ran.data.folder
-from ran import runs
-from ran.callbacks import COLUMNS
-from ran.checkpoints import load_network
 from ran.data import load_data
 from ran.errors import UserError
 from ran.files import read_json
-from ran.masks import plot_masks
-from ran.prediction import class_probabilities
-from ran.recipes import load_recipe
-from ran.settings import TrainingSettings
-from ran.training import TrainingResult, train
-
-from .helpers import make_folder, tiny_settings
+from ran.pictures.masks import plot_masks
+from ran.training import runs
+from ran.training.callbacks import COLUMNS
+from ran.training.recipes import load_recipe
+from ran.training.run import TrainingResult, train
+from ran.training.settings import TrainingSettings
+from ran.weights.inference import class_probabilities
+from ran.weights.network_card import load_network
+from tests.tiny import make_folder, tiny_settings
 
 
 def test_a_tiny_network_learns_digits(trained: TrainingResult) -> None:

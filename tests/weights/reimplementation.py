@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ran.spec import NetworkSpec
+from ran.models.spec import NetworkSpec
 
 
 class Unit(nn.Module):

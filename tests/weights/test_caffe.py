@@ -9,8 +9,8 @@ from torch import Tensor
 
 import ran
 from ran.errors import UserError
-from tests.networks.graph import evaluate, load_graph, weights_for
-from tests.networks.helpers import build, randomise, relative
+from tests.models.graph import evaluate, load_graph, weights_for
+from tests.models.helpers import build, randomise, relative
 
 #: Networks with a width at which they are quick and that their units allow.
 NETWORKS = {

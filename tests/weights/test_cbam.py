@@ -11,7 +11,7 @@ from torchvision.models import resnet
 import ran
 from ran.errors import UserError
 from ran_kernels.nn import CBAM
-from tests.networks.helpers import randomise, relative
+from tests.models.helpers import randomise, relative
 
 LAYERS = (2, 1, 1, 1)
 #: Networks of every kind of block, and torchvision's arguments for the same.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ran
 from ran.errors import UserError
-from tests.networks.helpers import randomise, small
+from tests.models.helpers import randomise, small
 
 
 def save_npz(tensors: dict[str, Tensor], path: Path) -> None:

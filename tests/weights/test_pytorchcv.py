@@ -8,7 +8,7 @@ from torch import nn
 
 import ran
 from ran.errors import UserError
-from tests.networks.helpers import build, randomise, relative
+from tests.models.helpers import build, randomise, relative
 
 resattnet = pytest.importorskip(
     "pytorchcv.models.resattnet", reason="pytorchcv is not installed: pip install pytorchcv"

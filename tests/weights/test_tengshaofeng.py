@@ -7,8 +7,8 @@ import torch
 
 import ran
 from ran.errors import UserError
-from ran.registry import SPECS
-from tests.networks.helpers import build, randomise, relative
+from ran.models.registry import SPECS
+from tests.models.helpers import build, randomise, relative
 from tests.weights.reimplementation import Reimplementation
 
 NARROW = 0.125

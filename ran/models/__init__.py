@@ -1,0 +1,1 @@
+"""The networks: their units, attention, classes, specifications and names."""

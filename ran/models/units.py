@@ -1,0 +1,121 @@
+"""Residual units, and what the blocks built of them share."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checks import require_choice
+
+#: Groups of the 3×3 convolution in a ResNeXt unit: AttentionNeXt is built on ResNeXt 32×4d.
+CARDINALITY = 32
+
+
+class PreActUnit(nn.Module):
+    """Pre-activation bottleneck unit, (N, in, H, W) to (N, out, ceil(H/stride), ceil(W/stride)).
+
+    He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016. Where the shape changes,
+    the shortcut is a 1×1 convolution that starts from the pre-activation, not from x. Where it
+    stays, the shortcut is x and the unit holds no convolution for it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        width = out_channels // 4
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.shortcut = (
+            None
+            if in_channels == out_channels and stride == 1
+            else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.bn1(x), inplace=True)
+        y = self.conv1(a)
+        y = self.conv2(F.relu(self.bn2(y), inplace=True))
+        y = self.conv3(F.relu(self.bn3(y), inplace=True))
+        return y + (x if self.shortcut is None else self.shortcut(a))
+
+
+class ResNeXtUnit(nn.Module):
+    """ResNeXt bottleneck unit, (N, in, H, W) to (N, out, ceil(H/stride), ceil(W/stride)).
+
+    Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017: a
+    grouped 3×3 convolution of half the output's width, batch normalisation after each convolution,
+    ReLU after the sum.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        width = out_channels // 2
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=CARDINALITY, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = (
+            None
+            if in_channels == out_channels and stride == 1
+            else nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)), inplace=True)
+
+
+UNITS: dict[str, type[PreActUnit] | type[ResNeXtUnit]] = {
+    "preact": PreActUnit,
+    "resnext": ResNeXtUnit,
+}
+
+#: What a unit's output width must be a multiple of.
+WIDTH_MULTIPLES = {"preact": 4, "resnext": 2 * CARDINALITY}
+
+
+#: Where max-pooling places its windows: see :func:`max_pool`.
+POOLS = ("caffe", "torch")
+
+
+def unit_sequence(kind: str, channels: int, count: int) -> nn.Sequential:
+    """``count`` units that keep (N, channels, H, W)."""
+    require_choice("unit", UNITS, kind)
+    return nn.Sequential(*(UNITS[kind](channels, channels) for _ in range(count)))
+
+
+def max_pool(kernel: int, convention: str) -> nn.MaxPool2d:
+    """Max-pooling of stride 2 as Caffe or as PyTorch models place its windows.
+
+    "caffe" has no padding and rounds the output's size up, so the windows start at the first pixel
+    and the last one may be cut. "torch" pads by half the kernel and rounds down. For a 3×3 kernel
+    both give 112 → 56, from windows one pixel apart, but 57 → 28 and 57 → 29.
+    """
+    require_choice("pool", POOLS, convention)
+    if convention == "caffe":
+        return nn.MaxPool2d(kernel, stride=2, ceil_mode=True)
+    return nn.MaxPool2d(kernel, stride=2, padding=(kernel - 1) // 2)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one layer by its type, for ``model.apply``.
+
+    Convolutions: He et al., "Delving Deep into Rectifiers", ICCV 2015, by their outputs. Batch
+    normalisation: 1 and 0. Linear layers: a normal of deviation 0.01, bias 0.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""What the attention of a network looks at, drawn; and the plots."""

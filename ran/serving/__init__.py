@@ -1,0 +1,1 @@
+"""Networks for inference alone: deployed, their plans, exported."""

@@ -1,0 +1,1 @@
+"""The run: settings, recipes, engine, callbacks and saving."""

@@ -1,0 +1,262 @@
+"""Training a network: what ``ran train`` does."""
+
+import copy
+import errno
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from rich.console import Console
+from torch import nn
+
+from ..data import ImageData, load_data
+from ..data.options import DataOptions
+from ..devices import choose_device, choose_precision
+from ..errors import UserError
+from ..files import require_folder
+from ..pictures.masks import draw_test_masks
+from ..pictures.plots import plot_curves
+from ..weights.network_card import NetworkCard, build_network, load_network, save_network
+from . import runs
+from .callbacks import Row
+from .engine import Engine, run_engine
+from .processes import Processes, find_processes
+from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
+from .settings import TrainingSettings, make_settings, resumed
+
+#: What the system says where a file cannot grow.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training ended with.
+
+    Attributes:
+        folder: where everything was written.
+        rows: of metrics.csv, one an epoch.
+        best: the row of the highest test accuracy, the first of several; ``model.safetensors``
+            holds the weights of its epoch.
+        last: the last row, whose choice owes nothing to the test images.
+        parameters: of the network.
+        unreadable: images that were left out because they could not be read.
+    """
+
+    folder: Path
+    rows: list[Row]
+    best: Row
+    last: Row
+    parameters: int
+    unreadable: int = 0
+
+
+def train(
+    settings: TrainingSettings,
+    console: Console | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> TrainingResult:
+    """Trains a network and writes ``settings.folder``.
+
+    The folder gets ``model.safetensors`` and ``model.json`` (see ``ran.weights.network_card``), the
+    Lightning checkpoints ``best.ckpt``, ``last.ckpt`` and ``previous.ckpt`` (and with
+    ``keep_every`` those of single epochs, as ``epoch-0010.ckpt``), ``metrics.csv``,
+    ``curves.png``, ``masks.png``, ``run.json`` and TensorBoard's logs, where that is installed.
+    Everything that can be checked is checked before it is made.
+
+    The seed fixes every random number, so on a CPU two trainings with one seed and one number of
+    threads and processes end with the same weights, bit for bit, however often one of them was
+    killed and resumed; on a GPU as far as PyTorch's operators allow. The global random state of
+    Python, NumPy and PyTorch is seeded too.
+
+    Under ``torchrun`` every process calls this; the first one writes and speaks.
+
+    Args:
+        settings: what to train.
+        console: gets progress; None for silence.
+        callbacks: further ones of Lightning's.
+
+    Raises:
+        UserError: names the setting, file or folder that is wrong, or the step at which the loss
+            was no longer a number. A new training that fails before its first checkpoint leaves
+            no folder behind; one that continues deletes nothing that it found.
+        SystemExit: SIGTERM or an interrupt stopped it. ``last.ckpt`` holds the last whole step.
+    """
+    processes = find_processes()
+    console = console if processes.first else None
+    settings, checkpoint = _continue_from(settings, console, first=processes.first)
+    usual_size = _check_model(settings)
+    if checkpoint is None and not settings.resume and processes.first:
+        runs.check_folder(settings.folder, overwrite=settings.overwrite)
+    device = choose_device(settings.device)
+    if processes.count > 1 and device.type == "cuda":
+        device = torch.device("cuda", processes.local_rank)
+    precision = choose_precision(settings.precision, device)
+    if settings.sync_bn and device.type == "cpu":
+        raise UserError("sync_bn: expected GPUs, PyTorch synchronises norms on them alone")
+    data = load_data(
+        settings.data,
+        settings.image_size or usual_size,
+        settings.augmentation,
+        DataOptions.of(settings),
+    )
+    card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
+
+    L.seed_everything(settings.seed, workers=True, verbose=False)
+    network = card.build()
+    engine = Engine(
+        network=network,
+        card=card,
+        data=data,
+        settings=settings,
+        device=device,
+        precision=precision,
+        processes=processes,
+        checkpoint=checkpoint,
+    )
+    engine.check()
+    # images that a batch norm sees at once
+    together = engine.share * (processes.count if settings.sync_bn else 1)
+    _check_runs(network, card, together)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if console:
+        _print_summary(console, engine, parameters)
+
+    made = processes.first and not (settings.resume and settings.folder.exists())
+    if processes.first:
+        runs.remove_leftovers(settings.folder)
+        if not made:
+            if checkpoint and checkpoint.name == PREVIOUS:
+                # damaged, and it must not become the previous one of the next
+                (settings.folder / LAST).unlink(missing_ok=True)
+        else:
+            runs.start_folder(settings.folder, settings.to_json())
+    try:
+        try:
+            rows = run_engine(engine, console, callbacks)
+        except BaseException:
+            kept = any((settings.folder / name).exists() for name in (LAST, PREVIOUS))
+            if made and not kept:
+                shutil.rmtree(settings.folder, ignore_errors=True)
+            raise
+        return _finish(settings, data, rows, parameters, processes)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(f"{settings.folder}: cannot write: {error}") from None
+
+
+def _continue_from(
+    settings: TrainingSettings, console: Console | None, *, first: bool
+) -> tuple[TrainingSettings, Path | None]:
+    """The settings to train with, and the checkpoint to start from, if there is one."""
+    if not settings.resume:
+        return settings, None
+    if settings.overwrite:
+        raise UserError("resume: expected it without overwrite, got both")
+    require_folder(settings.folder)
+    if not settings.folder.exists() or not (first or (settings.folder / runs.RUN_FILE).exists()):
+        return settings, None  # not there, or about to be made by the first process
+    saved = make_settings(runs.saved_values(settings.folder))
+    if different := saved.differences(settings):
+        name = different[0]
+        raise UserError(
+            f"{name}: expected {getattr(saved, name)!r}, with which {settings.folder} was started, "
+            f"got {getattr(settings, name)!r}"
+        )
+    checkpoint, errors = find_checkpoint(settings.folder)
+    if console:
+        for error in errors:
+            console.print(f"{error}; going on from {checkpoint}", soft_wrap=True)
+    return resumed(saved, settings), checkpoint
+
+
+def _check_model(settings: TrainingSettings) -> int:
+    """The side in pixels of the images that the model is usually given."""
+    with torch.device("meta"):  # neither memory nor random numbers: only name and options
+        network = build_network(settings.model, settings.model_options)
+    return cast(dict[str, Any], network.pretrained_cfg)["input_size"][-1]
+
+
+def _check_runs(network: nn.Module, card: NetworkCard, together: int) -> None:
+    """Raises UserError unless ``together`` images give classes: too small ones, say."""
+    size = card.preprocessing.image_size
+    images = torch.zeros(min(2, together), card.preprocessing.channels, size, size)
+    try:
+        with torch.no_grad():
+            # a copy: in training mode, which alone knows batch limits, running statistics change
+            logits = copy.deepcopy(network).train()(images)
+    except ValueError as error:
+        at_once = "" if together > 1 else ", one image at once (batch_size over accumulate)"
+        raise UserError(f"model {card.model} at image size {size}{at_once}: {error}") from None
+    if getattr(logits, "shape", None) != (len(images), len(card.class_names)):
+        raise UserError(f"model {card.model}: expected one value a class, options {card.options}")
+
+
+def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
+    data, settings = engine.data, engine.settings
+    size, channels = data.preprocessing.image_size, data.preprocessing.channels
+    where = (
+        str(engine.device)
+        if engine.processes.count == 1
+        else (
+            f"{engine.processes.count} processes on {engine.processes.machines} machines, "
+            f"{engine.device.type}"
+        )
+    )
+    text = (
+        f"{settings.model} ({parameters:,} parameters) on {data.name}: "
+        f"{len(data.train):,} training and {len(data.test):,} test images of "
+        f"{channels}×{size}×{size}, {len(data.class_names)} classes; {where}, {engine.precision}"
+    )
+    console.print(text, highlight=False, soft_wrap=True)
+    if data.unreadable.found:
+        console.print(
+            f"{data.unreadable.found:,} unreadable images left out, first {data.unreadable.first}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if engine.checkpoint:
+        text = f"going on from {engine.checkpoint}"
+        then, now = processes_of(engine.checkpoint), engine.processes.count
+        if then not in (None, now):  # each draws its own random numbers, and normalises its share
+            text += f", which {then} processes trained; with {now} the bits will be others"
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def _finish(
+    settings: TrainingSettings,
+    data: ImageData,
+    rows: list[Row],
+    parameters: int,
+    processes: Processes,
+) -> TrainingResult:
+    folder = settings.folder
+    result = TrainingResult(
+        folder=folder,
+        rows=rows,
+        best=max(rows, key=lambda row: row["test_accuracy"]),
+        last=rows[-1],
+        parameters=parameters,
+        unreadable=data.unreadable.count(),
+    )
+    if not processes.first:
+        return result
+    network, card = load_network(folder / BEST)
+    save_network(network, card, folder)
+    plot_curves(folder / runs.CURVES_FILE, rows, title=f"{settings.model} on {data.name}")
+    draw_test_masks(network, card, data, folder / runs.MASKS_FILE)
+    runs.write_run(
+        folder,
+        replace(settings, resume=False, overwrite=False).to_json(),
+        {
+            "parameters": parameters,
+            "best": result.best,
+            "last": result.last,
+            "unreadable_images": result.unreadable,
+        },
+    )
+    return result

@@ -1,0 +1,145 @@
+"""What a training saves and what prediction loads: a network with its classes and images."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images import Preprocessing
+from ..errors import UserError
+from .pretrained import (
+    WEIGHTS_FILE,
+    assemble,
+    build_network,
+    card_content,
+    read_card,
+    read_safetensors,
+    save_pretrained,
+)
+
+#: Under this key a Lightning checkpoint holds the network's card.
+CARD_KEY = "ran_network"
+#: And under this one the number of processes that trained it.
+PROCESSES_KEY = "ran_processes"
+#: Before the names of the network's tensors in a Lightning checkpoint.
+NETWORK_PREFIX = "network."
+#: What a training calls the checkpoint that it keeps of an epoch.
+KEPT = "epoch-{:04}.ckpt"
+_KEPT = re.compile(r"epoch-(\d{4,})\.ckpt", re.ASCII)
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """How to rebuild a network and what to do to an image before it.
+
+    Attributes:
+        model: a name of ``ran.list_models()``.
+        class_names: by class number; the network has one output for each.
+        preprocessing: its number of channels is the network's ``in_chans``.
+        options: further arguments of ``ran.create_model``.
+    """
+
+    model: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The network, newly initialised. Raises UserError where name or options are wrong."""
+        return build_network(self.model, self._options())
+
+    def _options(self) -> dict[str, Any]:
+        sizes = {"num_classes": len(self.class_names), "in_chans": self.preprocessing.channels}
+        if clash := sorted(sizes.keys() & self.options.keys()):
+            raise UserError(f"option {clash[0]}: expected none, the data decide it")
+        return {**self.options, **sizes}
+
+    def to_json(self) -> dict[str, Any]:
+        return card_content(self.model, self._options(), self.class_names, self.preprocessing)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], source: Path) -> "NetworkCard":
+        """Raises UserError that names ``source``, where a field is missing or malformed."""
+        try:
+            return cls(
+                model=str(content["model"]),
+                class_names=tuple(str(name) for name in content["class_names"]),
+                preprocessing=Preprocessing.from_json(content["preprocessing"]),
+                options=dict(content["options"]),
+            )
+        except KeyError as error:
+            raise UserError(f"{source}: expected a field {error}, it has none") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{source}: a field is malformed: {error}") from None
+
+
+def kept_epoch(path: Path) -> int | None:
+    """The epoch of a checkpoint that a training kept; None where the name is another's."""
+    found = _KEPT.fullmatch(path.name)
+    return int(found[1]) if found else None
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """Those in the folder of a training, in the order of their epochs."""
+    found = [(kept_epoch(path), path) for path in folder.glob("epoch-*.ckpt")]
+    return [path for epoch, path in sorted(found, key=lambda pair: pair[0] or 0) if epoch]
+
+
+def save_network(network: nn.Module, card: NetworkCard, folder: str | Path) -> Path:
+    """``ran.save_pretrained`` with what the card says of classes and images."""
+    return save_pretrained(
+        network, folder, class_names=card.class_names, preprocessing=card.preprocessing
+    )
+
+
+def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
+    """What ``save_network`` or a training saved; the network in evaluation mode on the CPU.
+
+    Args:
+        path: the folder, the ``.safetensors`` file with its JSON beside it, or a ``.ckpt`` file
+            of a training. Nothing in any of them is executed.
+
+    Raises:
+        UserError: a file is missing, damaged or of another kind, or the weights are another
+            network's; the message names the first tensors that differ.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: expected a checkpoint, found no file there")
+    if path.suffix not in (".ckpt", ".safetensors"):
+        raise UserError(f"{path}: expected a folder, a .safetensors or a .ckpt file")
+    if path.suffix == ".ckpt":
+        tensors, card = _read_lightning(path)
+    else:
+        card_path = path.with_suffix(".json")
+        card = NetworkCard.from_json(read_card(card_path), card_path)
+        tensors = read_safetensors(path)
+    return assemble(card.build, tensors, source=path, name=card.model), card
+
+
+def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged pickle raises whatever its bytes happen to say
+        raise UserError(f"{path}: expected a readable checkpoint of tensors and numbers") from None
+    content, state = (_table(path, checkpoint, key) for key in (CARD_KEY, "state_dict"))
+    if not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
+        raise UserError(f"{path}: expected named tensors in 'state_dict', it has others")
+    tensors = {
+        key.removeprefix(NETWORK_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(NETWORK_PREFIX)
+    }
+    return tensors, NetworkCard.from_json(content, path)
+
+
+def _table(path: Path, checkpoint: Any, key: str) -> dict[Any, Any]:
+    found = checkpoint.get(key) if isinstance(checkpoint, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a checkpoint of ran train, it has no table {key!r}")
+    return found

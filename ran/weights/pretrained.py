@@ -1,0 +1,301 @@
+"""Networks in a folder or in a repository: safetensors, and JSON that says how to rebuild them."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..files import read_json, replacing, write_json
+from ..models.cbam_resnet import CbamResNet
+from ..models.origin import Origin
+from ..models.registry import create_model
+from ..models.residual_attention import ResidualAttentionNetwork
+
+if TYPE_CHECKING:
+    from ..data.images import Preprocessing
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "model.json"
+
+_FORMAT, _VERSION = "ran-network", 1
+#: Options that stand outside ``options`` in the JSON, as readers other than this one want them.
+_SIZES = ("num_classes", "in_chans")
+_REPOSITORY = re.compile(r"[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?", re.ASCII)
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: "Preprocessing | None" = None,
+) -> Path:
+    """Write ``model.safetensors`` and ``model.json`` into ``folder``, which is made if need be.
+
+    The JSON holds the name and options that gave the network, with the classifier that it has
+    now. Each file is written whole or not at all, in place of one that is there.
+
+    Args:
+        model: any network of ``ran.create_model``, also through timm or ``torch.compile``.
+        folder: where to write.
+        class_names: by class number, one for each output.
+        preprocessing: what to do to an image before the network; it has ``in_chans`` channels.
+
+    Returns:
+        The path of ``model.safetensors``.
+
+    Raises:
+        UserError: a ValueError of one line. The network is another one, or was changed so that
+            its name and options do not give it; an extra does not fit it; or ``folder`` cannot be
+            written. Nothing is written then.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    name, options = _current(model)
+    content = card_content(name, options, class_names, preprocessing)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with torch.device("meta"):
+        expected = build_network(name, options).state_dict()
+    if differences := _differences(expected, tensors):
+        raise UserError(f"model: expected the tensors of {name} with its options, {differences}")
+    weights = Path(folder) / WEIGHTS_FILE
+    try:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(weights) as partial:
+            partial.write_bytes(save(tensors))
+        write_json(weights.with_name(CARD_FILE), content)
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder to write in: {error.strerror}") from None
+    return weights
+
+
+def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) -> nn.Module:
+    """The network that ``save_pretrained`` or ``ran train`` saved, in evaluation mode on the CPU.
+
+    Its tensors have the dtypes they were saved with. Where class names and preprocessing were
+    saved too, they are in its ``pretrained_cfg`` by timm's names (``label_names``,
+    ``input_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``).
+
+    Args:
+        folder_or_repo: a folder, the ``.safetensors`` file in it, or, where there is no such
+            folder, the "owner/name" of a repository, which huggingface_hub downloads once and
+            caches. Nothing that is read is executed or unpickled.
+        revision: a repository's branch, tag or commit, its main branch if None.
+
+    Raises:
+        UserError: a ValueError of one line. Nothing is there, huggingface_hub or the network is
+            missing, a file is damaged, or the weights are another network's; it names the first
+            tensors that differ.
+    """
+    weights, card = _find(folder_or_repo, revision)
+    content = read_card(card)
+    options = _options(content, card)
+    model = assemble(
+        lambda: build_network(content["model"], options),
+        read_safetensors(weights),
+        source=weights,
+        name=content["model"],
+    )
+    _describe(model, content, card)
+    return model
+
+
+def build_network(name: str, options: dict[str, Any]) -> nn.Module:
+    """``ran.create_model`` with a UserError where the name or an option is wrong."""
+    try:
+        return create_model(name, **options)
+    except (TypeError, ValueError) as error:
+        # of "f() got an unexpected keyword argument 'x'", what the user can do something about
+        reason = str(error).rpartition("() ")[2]
+        raise UserError(f"model {name}: {reason}") from None
+
+
+def card_content(
+    name: str,
+    options: dict[str, Any],
+    class_names: Sequence[str] | None,
+    preprocessing: "Preprocessing | None",
+) -> dict[str, Any]:
+    """What ``model.json`` says of a network. Raises UserError where the extras do not fit it."""
+    for option, value in options.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            kind = type(value).__name__
+            raise UserError(f"option {option}: expected a value of JSON, got a {kind}") from None
+    content: dict[str, Any] = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": name,
+        "options": {key: value for key, value in options.items() if key not in _SIZES},
+        **{key: options[key] for key in _SIZES if key in options},
+    }
+    if class_names is not None:
+        names, count = list(class_names), options.get("num_classes")
+        if isinstance(class_names, str) or len(names) != count:
+            raise UserError(f"class_names: expected {count} names, got {class_names!r}")
+        content["class_names"] = names
+    if preprocessing is not None:
+        channels, count = preprocessing.channels, options.get("in_chans")
+        if channels != count:
+            raise UserError(f"preprocessing: expected {count} channels, got {channels}")
+        content["preprocessing"] = preprocessing.to_json()
+    return content
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The content of a ``model.json``. Raises UserError where it is none."""
+    content = read_json(path, format=_FORMAT, version=_VERSION)
+    for field, kind in (("model", str), ("options", dict)):
+        if field not in content:
+            raise UserError(f"{path}: expected a field {field!r}, it has none")
+        if not isinstance(content[field], kind):
+            raise UserError(f"{path}: a field is malformed: {field} is {content[field]!r}")
+    return content
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file. Raises UserError that names it where it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: expected a readable safetensors file: {error}") from None
+
+
+def assemble(
+    build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], *, source: Path, name: str
+) -> nn.Module:
+    """What ``build`` gives, with ``tensors`` for its own, in evaluation mode on the CPU.
+
+    Raises UserError if they are not the tensors of that network, which ``name`` calls.
+    """
+    # On the meta device a hostile plan costs no memory, and no initialisation is thrown away.
+    try:
+        with torch.device("meta"):
+            network = build()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except Exception as error:  # which one depends on what nonsense the options hold
+        kind = type(error).__name__
+        raise UserError(f"{source}: options that build no {name}: {kind}: {error}") from None
+    if differences := _differences(network.state_dict(), tensors):
+        raise UserError(
+            f"{source}: expected the tensors of {name}, got another network's: {differences}"
+        )
+    # Copies: a file's own memory may be the file itself, and strides are those of training.
+    copies = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
+    }
+    network.load_state_dict(copies, assign=True)
+    return network.eval()
+
+
+def _current(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The name and options that give a network of this one's tensors."""
+    origin = getattr(model, "origin", None)
+    if not isinstance(origin, Origin):
+        raise UserError(
+            f"model: expected a network of ran.create_model, got a {type(model).__name__}"
+        )
+    options = dict(origin.options)
+    network = getattr(model, "model", model)  # what timm's feature extractor wraps
+    if isinstance(network, ResidualAttentionNetwork | CbamResNet):
+        # The classifier may have been replaced since.
+        options |= {"num_classes": network.num_classes, "in_chans": network.in_chans}
+        pool: Any = getattr(network, "head", network).global_pool  # in the head, or timm's ResNet
+        if pool.pool_type != options.get("global_pool", "avg"):
+            options["global_pool"] = pool.pool_type
+    return origin.name, options
+
+
+def _options(content: dict[str, Any], source: Path) -> dict[str, Any]:
+    options, sizes = content["options"], {key: content[key] for key in _SIZES if key in content}
+    if clash := sorted(sizes.keys() & options.keys()):
+        raise UserError(f"{source}: expected {clash[0]} once, it is among the options too")
+    return {**options, **sizes}
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """How tensors differ in names, shapes and kinds, with the first of each; "" if they do not."""
+    parts = []
+    if missing := [key for key in expected if key not in found]:
+        parts.append(f"{len(missing)} missing, first {missing[0]}")
+    if unknown := [key for key in found if key not in expected]:
+        parts.append(f"{len(unknown)} unknown, first {unknown[0]}")
+    common = [key for key in found if key in expected]
+    if other := [key for key in common if found[key].shape != expected[key].shape]:
+        first = other[0]
+        parts.append(
+            f"{len(other)} of another shape, first {first}: "
+            f"expected {tuple(expected[first].shape)}, got {tuple(found[first].shape)}"
+        )
+    kinds = [key for key in common if _kind(found[key]) != _kind(expected[key])]
+    if kinds:
+        first = kinds[0]
+        parts.append(
+            f"{len(kinds)} of another kind, first {first}: "
+            f"expected {_kind(expected[first])}, got {found[first].dtype}"
+        )
+    return "; ".join(parts)
+
+
+def _kind(tensor: Tensor) -> str:
+    return "floating point" if tensor.is_floating_point() else "integers"
+
+
+def _find(folder_or_repo: str | Path, revision: str | None) -> tuple[Path, Path]:
+    """The paths of the weights and of the JSON."""
+    path = Path(folder_or_repo)
+    if path.is_file() and path.suffix == ".safetensors":
+        return path, path.with_suffix(".json")
+    if path.is_dir():
+        return path / WEIGHTS_FILE, path / CARD_FILE
+    name = folder_or_repo if isinstance(folder_or_repo, str) else ""
+    if _REPOSITORY.fullmatch(name) and not path.exists():
+        card = _download(name, CARD_FILE, revision)
+        return _download(name, WEIGHTS_FILE, revision), card
+    raise UserError(f"{path}: expected a folder with {WEIGHTS_FILE}, or owner/name")
+
+
+def _download(repository: str, name: str, revision: str | None) -> Path:
+    where = f"{repository}: found no such folder, and a repository"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UserError(f"{where} needs huggingface_hub, which is not installed") from None
+    # What is raised without a network, a repository or the file depends on its version.
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        kind = type(error).__name__
+        raise UserError(f"{where} gives no {name}: {kind}: {reason}".rstrip(": ")) from None
+
+
+def _describe(model: nn.Module, content: dict[str, Any], source: Path) -> None:
+    """Put the extras where timm looks for them."""
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    if (names := content.get("class_names")) is not None:
+        if not isinstance(names, list) or len(names) != content.get("num_classes"):
+            raise UserError(f"{source}: a field is malformed: class_names is {names!r}")
+        cfg |= {"num_classes": len(names), "label_names": names}
+    if given := content.get("preprocessing"):
+        from ..data.images import Preprocessing
+
+        try:
+            known = Preprocessing.from_json(given)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{source}: a field is malformed: preprocessing: {error}") from None
+        cfg |= {
+            "input_size": (known.channels, known.image_size, known.image_size),
+            "crop_pct": known.crop_fraction,
+            "interpolation": "bilinear",
+            "mean": known.mean,
+            "std": known.std,
+        }

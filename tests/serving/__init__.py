@@ -1,0 +1,1 @@
+"""Tests of deployed and exported networks."""

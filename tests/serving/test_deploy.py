@@ -1,0 +1,303 @@
+"""Deployed networks compute what the originals do."""
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import ran
+import ran_kernels
+from bench.compare import peak_memory
+from ran.serving.layers import Conv
+from ran_kernels import backends
+from tests.models.helpers import relative, small
+
+from .deployed import CBAM, NETWORKS, SHALLOW, exact, images, shaped
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_same_outputs(name: str, layout: str) -> None:
+    model, x = shaped(NETWORKS[name]()), images()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    want = exact(model, x)
+    deployed = ran.deploy(model, layout=layout)
+    assert relative(deployed(x).double(), want) < 1e-5
+    assert relative(ran.deploy(model, dtype=torch.float64)(x), want) < 1e-12
+    with torch.no_grad(), ran_kernels.backend("reference"):
+        theirs = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    ours = ran.deploy(model, dtype=torch.bfloat16, layout=layout)(x)
+    assert ours.dtype == torch.bfloat16
+    assert relative(ours.double(), want) <= 2 * relative(theirs.double(), want)
+    # The original is untouched, and what the deployed one holds is its own.
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    before = deployed(x)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(deployed(x), before)
+
+
+@pytest.mark.parametrize("name", ["authors", "resnext", "CBAM bottleneck"])
+def test_inputs_stay_and_shapes_may_change(name: str) -> None:
+    model = shaped(NETWORKS[name]())
+    deployed = ran.deploy(model, images())
+    for batch, size in ((2, 40), (1, 40), (3, 52), (2, 33), (1, 64), (2, 40)):
+        x = images(batch, size).to(memory_format=torch.channels_last)
+        before = x.clone()
+        assert relative(deployed(x).double(), exact(model, x)) < 1e-5
+        assert torch.equal(x, before)
+    shapes = [len(m._by_shape) for m in deployed.modules() if isinstance(m, Conv)]
+    assert max(shapes) <= 4
+    assert deployed(images(0)).shape == (0, deployed.num_classes)
+
+
+def test_no_normalisation_is_left_and_relu_is_in_the_convolutions() -> None:
+    alone = {"aten::relu", "aten::relu_"}
+    for name, plain in (("authors", alone), ("CBAM bottleneck", {"aten::relu"})):
+        deployed = ran.deploy(shaped(NETWORKS[name]()))
+        kinds = {type(module) for module in deployed.modules()}
+        assert not kinds & {nn.BatchNorm2d, nn.ReLU, nn.Conv2d}
+        with torch.profiler.profile() as profile:
+            deployed(images())
+        names = {event.key for event in profile.key_averages()}
+        assert "mkldnn::_convolution_pointwise" in names
+        # CBAM's perceptron on (N, C) has a ReLU of its own.
+        assert not names & ({"aten::batch_norm", "aten::add_"} | plain)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_backends_agree(backend: str) -> None:
+    model, x = shaped(small()), images()
+    with ran_kernels.backend(backend):
+        assert relative(ran.deploy(model)(x).double(), exact(model, x)) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": False}, {"activation": "channel"}], ids=str)
+def test_gate_in_the_last_convolution(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = shaped(small(**SHALLOW, **options)), images(1, 32)
+    want, plain = exact(model, x), ran.deploy(model)
+    deployed = {
+        dtype: ran.deploy(model, dtype=dtype, fuse_gate=True)
+        for dtype in (torch.float32, torch.float64)
+    }
+    # Where Triton does not run, nothing is different.
+    assert torch.equal(deployed[torch.float32](x), plain(x))
+    if reason := ran_kernels.can_run("triton", "conv_gate", x):
+        pytest.skip(reason)
+    choose = backends.choose
+    called: list[str] = []
+
+    def choose_triton(op: str, *tensors: Tensor, kind: str | None = None) -> str:
+        called.append(op)
+        return "triton" if op == "conv_gate" else choose(op, *tensors, kind=kind)
+
+    monkeypatch.setattr(backends, "choose", choose_triton)
+    for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        called.clear()
+        unplanned = copy.deepcopy(deployed[dtype])
+        assert relative(unplanned(x).double(), want) < limit
+        fused = "activation" not in options
+        assert ("conv_gate" in called) == fused
+        assert ("attention_gate" in called) != fused
+    called.clear()
+    copy.deepcopy(plain)(x)
+    assert "attention_gate" in called  # off unless it is asked for
+    assert "conv_gate" not in called
+
+
+@pytest.mark.parametrize("name", ["authors", "CBAM bottleneck"])
+def test_threads_get_right_answers(name: str) -> None:
+    model = shaped(NETWORKS[name]())
+    deployed = ran.deploy(model)
+    batches = [images(1 + n % 3, 33 + n) for n in range(6)]
+    wanted = [exact(model, x) for x in batches]
+    wrong: list[float] = []
+    start = threading.Barrier(len(batches))
+
+    def work(x: Tensor, want: Tensor) -> None:
+        start.wait()
+        for _ in range(5):
+            error = relative(deployed(x).double(), want)
+            if not error < 1e-5:
+                wrong.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(batches, wanted, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", ["authors", "CBAM bottleneck"])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_exports(name: str, backend: str) -> None:
+    model, x = shaped(NETWORKS[name]()), images()
+    deployed = ran.deploy(model, x)
+    with ran_kernels.backend(backend):
+        program = torch.export.export(
+            deployed, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert not any("batch_norm" in target or "mkldnn" in target for target in targets)
+    assert any(target.startswith("ran.") for target in targets) == (backend == "native")
+    more = images(3)
+    assert relative(program.module()(more).double(), exact(model, more)) < 1e-5
+
+
+def test_copies_and_states() -> None:
+    x = images()
+    deployed = ran.deploy(shaped(small()), x)
+    want = deployed(x)
+    other = ran.deploy(shaped(small()), x)
+    assert not torch.equal(other(x), want)
+    other.load_state_dict(deployed.state_dict())
+    for copied in (copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed)), other):
+        assert torch.equal(copied(x), want)
+    moved = copy.deepcopy(deployed).to(torch.float64)
+    assert moved.network(x.double()).dtype == torch.float64
+
+
+def test_inference_alone() -> None:
+    model = shaped(small())
+    deployed = ran.deploy(model)
+    assert not deployed.training
+    assert not any(parameter.requires_grad for parameter in deployed.parameters())
+    assert not deployed(images().requires_grad_()).requires_grad
+    assert deployed.eval() is deployed
+    with pytest.raises(RuntimeError, match="train: a deployed network is for inference"):
+        deployed.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("attention56", {"width_multiplier": 0.25}),
+        ("cbam_resnet50", {"channels": (32,) * 4}),
+    ],
+)
+def test_peak_memory(name: str, options: dict[str, Any]) -> None:
+    model = shaped(ran.create_model(name, num_classes=4, **options))
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 96, 96).to(memory_format=torch.channels_last)
+    deployed = ran.deploy(model, example=x)
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        with ran_kernels.backend("reference"):
+            return model(x)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each further one has scratch memory, much for a network this small
+    try:
+        plain()
+        ours, theirs = (peak_memory(run, "cpu") for run in (lambda: deployed(x), plain))
+    finally:
+        torch.set_num_threads(threads)
+    assert x.nbytes < ours < theirs
+    if name == "attention56":
+        # The gate has three tensors of the first stage's size, and the mask's features beside them.
+        assert ours < 5 * 4 * (4 * 64 * 24 * 24)
+
+
+def _hooked() -> nn.Module:
+    model = small()
+    model.stem.register_forward_hook(lambda *_: None)
+    return model
+
+
+def _without_statistics() -> nn.Module:
+    return ran.CbamResNet(**CBAM).apply(
+        lambda m: (
+            m.register_buffer("running_mean", None)
+            if isinstance(m, nn.BatchNorm2d) and m.num_features == 64
+            else None
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (lambda: 3, {}, TypeError, "model: expected a module, got int"),
+        (lambda: nn.Linear(1, 1), {}, TypeError,
+         "model: expected a ResidualAttentionNetwork, a CbamResNet or .* got Linear"),
+        (lambda: timm.create_model("resnet26", block_args={"attn_layer": "cbam"}), {}, TypeError,
+         r"layer1.0.se: expected ran_kernels.nn.CBAM, got CbamModule; ran_kernels.fuse\(model\)"),
+        (lambda: timm.create_model("seresnet50"), {}, TypeError,
+         "layer1.0.se: expected ran_kernels.nn.CBAM, got SEModule"),
+        (_hooked, {}, ValueError, "model: expected no hooks, as .* 'stem' has some"),
+        (_without_statistics, {}, ValueError,
+         "conv1: expected a normalisation with running statistics, it has none"),
+        (small, {"dtype": torch.int8}, ValueError, "dtype: expected one of .* got torch.int8"),
+        (small, {"layout": "NHWC"}, ValueError, "layout: expected one of .* got 'NHWC'"),
+        (small, {"graph": True}, ValueError, "graph: expected a model on CUDA, got one on cpu"),
+        (small, {"example": torch.zeros(1, 4, 40, 40)}, ValueError,
+         r"x: expected shape \(N, 3, H, W\) .* got \(1, 4, 40, 40\)"),
+    ],
+    ids=["number", "other", "unfused", "SE", "hooks", "statistics", "dtype", "layout", "graph",
+         "example"],
+)  # fmt: skip
+def test_bad_arguments_are_named(
+    make: Callable[[], Any], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ran.deploy(make(), **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("fuse_gate", [False, True], ids=["two steps", "fused gate"])
+def test_on_a_gpu(name: str, graph: bool, fuse_gate: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = shaped(NETWORKS[name]()).cuda()
+    deployed = ran.deploy(model, graph=graph, fuse_gate=fuse_gate)
+    for batch, size in ((2, 40), (1, 52), (2, 40)):
+        x = images(batch, size).cuda()
+        want = exact(model, x)
+        first = deployed(x)
+        assert relative(first.double(), want) < 1e-4
+        # A graph's results are not overwritten by the next replay.
+        deployed(torch.zeros_like(x))
+        assert relative(first.double(), want) < 1e-4
+    low = ran.deploy(model, dtype=torch.bfloat16, graph=graph, fuse_gate=fuse_gate)
+    with torch.no_grad(), ran_kernels.backend("reference"):
+        theirs = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert relative(low(x).double(), want) <= 2 * relative(theirs.double(), want)
+
+
+@pytest.mark.gpu
+def test_a_graph_serves_several_threads_on_their_own_streams() -> None:
+    model = shaped(small()).cuda()
+    deployed = ran.deploy(model, graph=True)
+    batches = [images().cuda() for _ in range(4)]
+    wanted = [exact(model, x) for x in batches]
+    wrong: list[float] = []
+
+    def work(x: Tensor, want: Tensor) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                error = relative(deployed(x).double(), want)
+                if not error < 1e-3:
+                    wrong.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(batches, wanted, strict=True)
+    ]
+    torch.cuda.synchronize()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
