@@ -4,11 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import ran_kernels
-
 from . import backends
+from .attention_gate import attention_gate
 from .cbam_block import Norm, Options, Perceptron, cbam_block
+from .cbam_gate import cbam_gate
+from .channel_pool import channel_pool
 from .checks import promote, require_device, require_shape, require_tensor
+from .spatial_pool import spatial_pool
+from .upsample import upsample_add
 
 
 class AttentionGate(nn.Module):
@@ -20,7 +23,7 @@ class AttentionGate(nn.Module):
         self.activation = activation
 
     def forward(self, logits: Tensor, trunk: Tensor) -> Tensor:
-        return ran_kernels.attention_gate(
+        return attention_gate(
             logits, trunk, residual=self.residual, activation=self.activation
         )
 
@@ -36,7 +39,7 @@ class UpsampleAdd(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return ran_kernels.upsample_add(x, skip, align_corners=self.align_corners)
+        return upsample_add(x, skip, align_corners=self.align_corners)
 
     def extra_repr(self) -> str:
         return f"align_corners={self.align_corners}"
@@ -142,12 +145,12 @@ class CBAM(nn.Module):
 
     def _composed(self, x: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
         channel, spatial = self._logits(x)
-        return ran_kernels.cbam_gate(x, channel, spatial, shortcut=shortcut, relu=relu)
+        return cbam_gate(x, channel, spatial, shortcut=shortcut, relu=relu)
 
     def _logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, maximum = ran_kernels.channel_pool(x)
+        mean, maximum = channel_pool(x)
         channel = self._mlp(mean) + self._mlp(maximum)
-        maps = ran_kernels.spatial_pool(x, channel)
+        maps = spatial_pool(x, channel)
         return channel, self.norm(self.conv(maps.flip(1) if self.mean_first else maps))
 
     def _mlp(self, pooled: Tensor) -> Tensor:
