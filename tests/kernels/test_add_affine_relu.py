@@ -100,34 +100,6 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_same_bits_every_run(place: Place, layout: str) -> None:
-    # The larger one is above what streams past the caches.
-    shape = (2, 70, 150, 210) if fits(place, (2, 70, 150, 210)) else SMALL
-    args = inputs(shape, device=place.device, layout=layout)
-    before = [t.clone() for t in args]
-    first = place.run(ran_kernels.add_affine_relu, *args)
-    torch.testing.assert_close(first, reference.add_affine_relu(*args))
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            assert all(map(torch.equal, first, place.run(ran_kernels.add_affine_relu, *args)))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(map(torch.equal, args, before))
-
-
-@kernels
-def test_promotion_is_that_of_a_and_b(place: Place) -> None:
-    for of_a, of_b, of_affine in itertools.product(DTYPES, DTYPES, DTYPES):
-        a, b, scale, shift = inputs((2, 3, 2, 3), of_a, place.device)
-        args = (a, b.to(of_b), scale.to(of_affine), shift.to(of_affine))
-        for result in place.run(ran_kernels.add_affine_relu, *args):
-            assert result.dtype == torch.promote_types(of_a, of_b)
-
-
-@kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"
@@ -135,35 +107,6 @@ def test_opcheck(place: Place, layout: str) -> None:
     op = getattr(torch.ops.ran.add_affine_relu, overload)
     for added in (b, None):
         opcheck(op, (a, added, scale, shift))
-
-
-@kernels
-def test_differentiating_is_refused(place: Place) -> None:
-    args = inputs(device=place.device)
-    args[0].requires_grad_()
-    total, out = place.run(ran_kernels.add_affine_relu, *args)
-    expected = f"add_affine_relu: the '{place.backend}' backend is for inference .*'reference'"
-    for result in (total, out, place.run(ran_kernels.affine_relu, *without_b(args))):
-        with pytest.raises(RuntimeError, match=expected):
-            result.sum().backward(retain_graph=True)
-    with ran_kernels.backend("reference"):
-        ran_kernels.add_affine_relu(*args)[1].sum().backward()
-    assert args[0].grad is not None
-
-
-@kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_compile_fullgraph(place: Place, layout: str) -> None:
-    torch._dynamo.reset()
-    backend = "inductor" if place.backend == "native" else "aot_eager"
-    args = inputs(device=place.device, layout=layout)
-    compiled = torch.compile(
-        lambda *args: ran_kernels.add_affine_relu(*args)[1].sigmoid(),
-        fullgraph=True,
-        backend=backend,
-    )
-    want = reference.add_affine_relu(*args)[1].sigmoid()
-    torch.testing.assert_close(place.run(compiled, *args), want)
 
 
 A = torch.zeros(2, 3, 4, 4)

@@ -133,23 +133,6 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
 
 
 @kernels
-def test_same_bits_every_run_and_inputs_untouched(place: Place) -> None:
-    logits, trunk = inputs((2, 16, 56, 56), device=place.device)
-    before = logits.clone(), trunk.clone()
-    first = place.run(outputs_and_grads, ran_kernels.attention_gate, (logits, trunk))
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            again = place.run(outputs_and_grads, ran_kernels.attention_gate, (logits, trunk))
-            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(logits, before[0])
-    assert torch.equal(trunk, before[1])
-
-
-@kernels
 def test_only_logits_and_trunk_are_saved_for_backward(place: Place) -> None:
     saved: list[Tensor] = []
 
@@ -164,28 +147,6 @@ def test_only_logits_and_trunk_are_saved_for_backward(place: Place) -> None:
 
 
 @kernels
-def test_promotion_is_pytorchs(place: Place) -> None:
-    for a, b in itertools.product(DTYPES, DTYPES):
-        logits, trunk = inputs(device=place.device)
-        out = place.run(ran_kernels.attention_gate, logits.to(a), trunk.to(b))
-        assert out.dtype == torch.promote_types(a, b)
-
-
-@kernels
-def test_autocast_as_the_plain_expression(place: Place) -> None:
-    logits, trunk = inputs(device=place.device)
-    conv = torch.nn.Conv2d(3, 3, 1).to(place.device)
-    with torch.autocast(place.device, torch.bfloat16):
-        low = conv(logits)
-        assert low.dtype == torch.bfloat16
-        for args in ((low, trunk), (low, low), (logits, trunk)):
-            got = place.run(ran_kernels.attention_gate, *args)
-            want = reference.attention_gate(*args)
-            assert got.dtype == want.dtype
-            torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
-
-
-@kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"
@@ -197,22 +158,6 @@ def test_opcheck(place: Place, layout: str) -> None:
     for activation in range(len(ACTIVATIONS)):
         opcheck(forward, (*leaves, True, activation))
         opcheck(backward, (grad, logits.detach(), trunk.detach(), True, activation))
-
-
-@kernels
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compile_fullgraph(place: Place, layout: str) -> None:
-    torch._dynamo.reset()
-    inductor = place.backend == "native"
-    compiled = torch.compile(
-        lambda a, b: ran_kernels.attention_gate(a, b).relu(),
-        fullgraph=True,
-        backend="inductor" if inductor else "aot_eager",
-    )
-    args = tuple(LAYOUTS[layout](t) for t in inputs(device=place.device))
-    want = outputs_and_grads(lambda a, b: reference.attention_gate(a, b).relu(), args)
-    got = place.run(outputs_and_grads, compiled, args)
-    torch.testing.assert_close(got, want)
 
 
 @kernels
@@ -236,15 +181,6 @@ def test_export(place: Place) -> None:
     program = place.run(torch.export.export, Gate(), args, dynamic_shapes=({0: batch}, {0: batch}))
     other = inputs((5, 4, 5, 6), device=place.device)
     torch.testing.assert_close(program.module()(*other), reference.attention_gate(*other))
-
-
-@kernels
-def test_second_derivative_is_refused_with_the_way_out(place: Place) -> None:
-    logits, trunk = (t.requires_grad_() for t in inputs(device=place.device))
-    out = place.run(ran_kernels.attention_gate, logits, trunk)
-    (grad,) = torch.autograd.grad(out.sum(), trunk, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"attention_gate.*backend\('reference'\)"):
-        grad.sum().backward()
 
 
 def test_second_derivative_with_the_reference() -> None:

@@ -143,24 +143,6 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_same_bits_every_run(place: Place, layout: str) -> None:
-    shape = (2, 70, 56, 56) if fits(place, (2, 70, 56, 56)) else SMALL
-    args = inputs(shape, device=place.device, layout=layout)
-    before = [t.clone() for t in args if t is not None]
-    first = place.run(outputs_and_grads, gate(True), args)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            again = place.run(outputs_and_grads, gate(True), args)
-            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(args, before, strict=True) if a is not None)
-
-
-@kernels
 def test_the_shortcuts_gradient_is_the_incoming_one(place: Place) -> None:
     args = [t for t in inputs(device=place.device) if t is not None]
     leaves = [t.requires_grad_() for t in args]
@@ -187,15 +169,6 @@ def test_saved_for_backward(place: Place, relu: bool) -> None:
 
 
 @kernels
-def test_promotion_is_pytorchs(place: Place) -> None:
-    for a, b in itertools.product(DTYPES, DTYPES):
-        args = inputs((2, 3, 2, 3), a, place.device)
-        for i in range(1, 4):
-            mixed = [t.to(b) if i == j and t is not None else t for j, t in enumerate(args)]
-            assert place.run(gate(True), *mixed).dtype == torch.promote_types(a, b)
-
-
-@kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"
@@ -219,20 +192,6 @@ def test_opcheck(place: Place, layout: str) -> None:
         opcheck(getattr(ops.cbam_grad_channel, overload), (grad, x, channel, ss, maps, places))
         for sc, pools in ((channel, of_pools), (None, (None, None, None))):
             opcheck(getattr(ops.cbam_grad_x, overload), (x, grad, sc, ss, maps, places, *pools))
-
-
-@kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_compile_fullgraph(place: Place, layout: str) -> None:
-    torch._dynamo.reset()
-    backend = "inductor" if place.backend == "native" else "aot_eager"
-    args = inputs(device=place.device, layout=layout)
-    compiled = torch.compile(
-        lambda *args: gate(True)(*args).sigmoid(), fullgraph=True, backend=backend
-    )
-    plain = gate(True, reference.cbam_gate)
-    want = outputs_and_grads(lambda *args: plain(*args).sigmoid(), args)
-    torch.testing.assert_close(place.run(outputs_and_grads, compiled, args), want)
 
 
 X = torch.zeros(2, 3, 4, 4)

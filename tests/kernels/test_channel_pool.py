@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.library import opcheck
 
 import ran_kernels
@@ -93,44 +92,11 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_same_bits_every_run(place: Place, layout: str) -> None:
-    shape = (2, 70, 56, 56) if fits(place, (2, 70, 56, 56)) else (2, 3, 5, 7)
-    x = features(shape, device=place.device, layout=layout)
-    before = x.clone()
-    first = place.run(outputs_and_grads, ran_kernels.channel_pool, (x,))
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            again = place.run(outputs_and_grads, ran_kernels.channel_pool, (x,))
-            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(x, before)
-
-
-@kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"
     x = features((2, 3, 5, 7), device=place.device, layout=layout).requires_grad_()
     opcheck(getattr(torch.ops.ran.channel_pool, overload), (x,))
-
-
-@kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_compile_fullgraph(place: Place, layout: str) -> None:
-    torch._dynamo.reset()
-    backend = "inductor" if place.backend == "native" else "aot_eager"
-
-    def sum_of(pool: Any) -> Any:
-        return lambda x: torch.add(*pool(x.tanh()))
-
-    x = features((2, 3, 5, 7), device=place.device, layout=layout)
-    compiled = torch.compile(sum_of(ran_kernels.channel_pool), fullgraph=True, backend=backend)
-    want = outputs_and_grads(sum_of(reference.channel_pool), (x,))
-    torch.testing.assert_close(place.run(outputs_and_grads, compiled, (x,)), want)
 
 
 def test_more_positions_than_one_block_of_the_cpu_kernel() -> None:
@@ -157,15 +123,6 @@ def test_more_positions_than_one_block_of_the_cpu_kernel() -> None:
 def test_bad_arguments_are_named(x: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ran_kernels.channel_pool(x)
-
-
-@kernels
-def test_second_derivative_is_refused_with_the_way_out(place: Place) -> None:
-    x: Tensor = features((2, 3, 4, 4), device=place.device).requires_grad_()
-    mean, _ = place.run(ran_kernels.channel_pool, x)
-    (grad,) = torch.autograd.grad(mean.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"backend\('reference'\)"):
-        grad.sum().backward()
 
 
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)

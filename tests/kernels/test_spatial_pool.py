@@ -1,6 +1,5 @@
 """spatial_pool on every backend against plain PyTorch."""
 
-import itertools
 from typing import Any
 
 import pytest
@@ -117,33 +116,6 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_same_bits_every_run(place: Place, layout: str) -> None:
-    shape = (2, 70, 56, 56) if fits(place, (2, 70, 56, 56)) else (2, 3, 5, 7)
-    x = features(shape, device=place.device, layout=layout)
-    args = (x, channel_logits(x))
-    before = [t.clone() for t in args]
-    first = place.run(outputs_and_grads, ran_kernels.spatial_pool, args)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            again = place.run(outputs_and_grads, ran_kernels.spatial_pool, args)
-            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(map(torch.equal, args, before))
-
-
-@kernels
-def test_promotion_is_pytorchs(place: Place) -> None:
-    for a, b in itertools.product(DTYPES, DTYPES):
-        x = features((2, 3, 2, 3), device=place.device)
-        out = place.run(ran_kernels.spatial_pool, x.to(a), channel_logits(x).to(b))
-        assert out.dtype == torch.promote_types(a, b)
-
-
-@kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"
@@ -151,22 +123,6 @@ def test_opcheck(place: Place, layout: str) -> None:
     op = getattr(torch.ops.ran.spatial_pool, overload)
     opcheck(op, (x, None))
     opcheck(op, (x, channel_logits(x).detach().requires_grad_()))
-
-
-@kernels
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_compile_fullgraph(place: Place, layout: str) -> None:
-    torch._dynamo.reset()
-    backend = "inductor" if place.backend == "native" else "aot_eager"
-    x = features((2, 3, 5, 7), device=place.device, layout=layout)
-
-    def around(pool: Any) -> Any:
-        return lambda x, logits: pool(x.tanh(), logits).sigmoid()
-
-    args = (x, channel_logits(x))
-    compiled = torch.compile(around(ran_kernels.spatial_pool), fullgraph=True, backend=backend)
-    want = outputs_and_grads(around(reference.spatial_pool), args)
-    torch.testing.assert_close(place.run(outputs_and_grads, compiled, args), want)
 
 
 X = torch.zeros(2, 3, 4, 4)

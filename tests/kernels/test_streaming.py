@@ -1,5 +1,6 @@
 """Results too large for a cache, which the CPU's kernels store past it."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import Tensor
 
 import ran_kernels
 
-from .cbam_cases import NATIVE_LAYOUTS, channel_logits, features, spatial_logits
-from .harness import LAYOUTS, relative_error
+from .cbam_cases import NATIVE_LAYOUTS
+from .harness import relative_error
+from .operators import OPERATORS
 
 # As in csrc/cpu/stream.h: a call streams where it moves more bytes, and rows are multiples of 16.
 CACHE_BYTES = 32 * 2**20
@@ -21,24 +23,11 @@ SHAPES = {
     torch.bfloat16: [(77, 24, 64, 96)],
 }
 
-#: An operator, and its inputs from the big tensor.
-CALLS: dict[str, tuple[Callable[..., Any], Callable[[Tensor], list[Tensor]]]] = {
-    "mixed": (ran_kernels.attention_gate, lambda x: [x.roll(1, 1), x]),
-    "channel": (
-        lambda a, b: ran_kernels.attention_gate(a, b, activation="channel"),
-        lambda x: [x.roll(1, 1), x],
-    ),
-    "spatial": (
-        lambda a, b: ran_kernels.attention_gate(a, b, activation="spatial"),
-        lambda x: [x.roll(1, 1), x],
-    ),
-    "upsample_add": (ran_kernels.upsample_add, lambda x: [x[:, :, ::2, ::2], x]),
-    "cbam_gate": (
-        lambda x, c, s, r: ran_kernels.cbam_gate(x, c, s, shortcut=r, relu=True),
-        lambda x: [x, channel_logits(x), spatial_logits(x), x.roll(1, 1)],
-    ),
-    "spatial_pool": (ran_kernels.spatial_pool, lambda x: [x, channel_logits(x)]),
-}
+#: Those whose result is as large as their input, or is made of it position by position.
+NAMES = [
+    *("attention_gate", "attention_gate[channel]", "attention_gate[spatial]"),
+    *("upsample_add", "cbam_gate", "spatial_pool"),
+]
 
 
 def forward_and_backward(op: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -52,19 +41,18 @@ def forward_and_backward(op: Callable[..., Any], inputs: Sequence[Tensor]) -> li
 @pytest.mark.parametrize(
     ("dtype", "shape"), [(dtype, shape) for dtype, shapes in SHAPES.items() for shape in shapes]
 )
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", NAMES)
 def test_large_batches_are_what_small_ones_are(
     name: str, dtype: torch.dtype, shape: tuple[int, ...], layout: str
 ) -> None:
-    op, make = CALLS[name]
-    x = features(shape, dtype, layout=layout)
-    inputs = [LAYOUTS[layout](t) if t.dim() == 4 else t for t in make(x)]
-    assert 2 * x.numel() * dtype.itemsize > CACHE_BYTES
+    case = OPERATORS[name]
+    inputs = case.inputs(shape, dtype, layout=layout)
+    assert 2 * math.prod(shape) * dtype.itemsize > CACHE_BYTES
     parts = [t.split(7) for t in inputs]
     assert 5 * parts[-1][0].numel() * dtype.itemsize < CACHE_BYTES
     with ran_kernels.backend("native"):
-        found = forward_and_backward(op, inputs)
-        small = [forward_and_backward(op, part) for part in zip(*parts, strict=True)]
+        found = forward_and_backward(case.op, inputs)
+        small = [forward_and_backward(case.op, part) for part in zip(*parts, strict=True)]
     for large, those in zip(found, zip(*small, strict=True), strict=True):
         assert not large.isnan().any()
         assert relative_error(large, torch.cat(those)) < torch.finfo(dtype).eps

@@ -1,7 +1,6 @@
 """upsample and upsample_add on every backend against plain PyTorch."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -169,26 +168,6 @@ def test_empty(place: Place, shape: tuple[int, int]) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_same_bits_every_run_and_inputs_untouched(place: Place, layout: str) -> None:
-    # Enough rows for several threads, and a number of them that 2, 3 and 5 do not divide.
-    shapes = ((3, 67, 23, 19), (3, 67, 46, 38)) if place.backend == "native" else SMALL
-    x, skip = (LAYOUTS[layout](t) for t in inputs(*shapes, device=place.device))
-    before = x.clone(), skip.clone()
-    first = place.run(outputs_and_grads, ran_kernels.upsample_add, (x, skip))
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            again = place.run(outputs_and_grads, ran_kernels.upsample_add, (x, skip))
-            assert all(map(torch.equal, first[0] + first[1], again[0] + again[1]))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(x, before[0])
-    assert torch.equal(skip, before[1])
-
-
-@kernels
 def test_nothing_is_saved_and_skips_gradient_is_not_copied(place: Place) -> None:
     saved: list[Tensor] = []
 
@@ -203,27 +182,6 @@ def test_nothing_is_saved_and_skips_gradient_is_not_copied(place: Place) -> None
     grad = torch.randn_like(out)
     _, of_skip = torch.autograd.grad(out, (x, skip), grad)
     assert of_skip.data_ptr() == grad.data_ptr()
-
-
-@kernels
-def test_promotion_is_pytorchs(place: Place) -> None:
-    for a, b in itertools.product(DTYPES, DTYPES):
-        x, skip = inputs(device=place.device)
-        out = place.run(ran_kernels.upsample_add, x.to(a), skip.to(b))
-        assert out.dtype == torch.promote_types(a, b)
-
-
-@kernels
-def test_autocast_as_the_plain_expression(place: Place) -> None:
-    x, skip = inputs(device=place.device)
-    conv = torch.nn.Conv2d(3, 3, 1).to(place.device)
-    with torch.autocast(place.device, torch.bfloat16):
-        low = conv(x)
-        for args in ((low, skip), (low, conv(skip)), (x, skip)):
-            got = place.run(ran_kernels.upsample_add, *args)
-            want = reference.upsample_add(*args)
-            assert got.dtype == want.dtype
-            torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
 
 
 @kernels
@@ -275,16 +233,6 @@ def test_export(place: Place) -> None:
     program = place.run(torch.export.export, Add(), args, dynamic_shapes=shapes)
     other = inputs((5, 4, 5, 6), (5, 4, 12, 11), device=place.device)
     torch.testing.assert_close(program.module()(*other), reference.upsample_add(*other))
-
-
-@kernels
-def test_second_derivative_is_refused_with_the_way_out(place: Place) -> None:
-    x, skip = (t.requires_grad_() for t in inputs(device=place.device))
-    out = place.run(ran_kernels.upsample_add, x, skip)
-    incoming = torch.ones_like(out, requires_grad=True)
-    (grad,) = torch.autograd.grad(out, x, incoming, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"upsample.*backend\('reference'\)"):
-        grad.sum().backward()
 
 
 IMAGE = torch.zeros(2, 3, 4, 4)
