@@ -25,7 +25,7 @@ from ..weights.network_card import NetworkCard
 from . import runs
 from .callbacks import MetricsTable, Row
 from .classifier import ImageClassifier, make_optimizer
-from .processes import Processes
+from ..processes import Processes
 from .progress import ProgressLine
 from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest, step_of
 from .settings import TrainingSettings

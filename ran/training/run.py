@@ -14,7 +14,6 @@ from rich.console import Console
 from torch import nn
 
 from ..data import ImageData, load_data
-from ..data.options import DataOptions
 from ..devices import choose_device, choose_precision
 from ..errors import UserError
 from ..files import require_folder
@@ -24,7 +23,7 @@ from ..weights.network_card import NetworkCard, build_network, load_network, sav
 from . import runs
 from .callbacks import Row
 from .engine import Engine, run_engine
-from .processes import Processes, find_processes
+from ..processes import Processes, find_processes
 from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .settings import TrainingSettings, make_settings, resumed
 
@@ -101,7 +100,7 @@ def train(
         settings.data,
         settings.image_size or usual_size,
         settings.augmentation,
-        DataOptions.of(settings),
+        settings.data_options(),
     )
     card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
 
