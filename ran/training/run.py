@@ -19,11 +19,11 @@ from ..errors import UserError
 from ..files import require_folder
 from ..pictures.masks import draw_test_masks
 from ..pictures.plots import plot_curves
+from ..processes import Processes, find_processes
 from ..weights.network_card import NetworkCard, build_network, load_network, save_network
 from . import runs
 from .callbacks import Row
 from .engine import Engine, run_engine
-from ..processes import Processes, find_processes
 from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .settings import TrainingSettings, make_settings, resumed
 

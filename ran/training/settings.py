@@ -200,7 +200,8 @@ class TrainingSettings:
 
     def data_options(self) -> "DataOptions":
         """Those that say how the data set is read."""
-        from ..data.options import DataOptions  # loads torch, which a wrong setting need not wait for
+        # here because it loads torch, which a wrong setting need not wait for
+        from ..data.options import DataOptions
 
         given = {entry.name: getattr(self, entry.name) for entry in fields(DataOptions)}
         return DataOptions(**{**given, "scale": tuple(self.scale), "ratio": tuple(self.ratio)})
