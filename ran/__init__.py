@@ -1,15 +1,40 @@
 """Residual Attention Networks and ResNets with CBAM in PyTorch.
 
 ``__init__.pyi`` lists each public name once, with the room it comes from: type checkers read it,
-and so does ``attach_stub``, which loads a name when it is first asked for. Networks need neither
+and so does ``__getattr__``, which loads a name when it is first asked for. Networks need neither
 matplotlib nor Lightning nor the readers of data.
 """
 
-from lazy_loader import attach_stub
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from .program import is_program
 
-__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
+
+def _rooms() -> dict[str, str]:
+    """The module that each public name comes from, relative to this package."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {name.name: f".{node.module}" for node in imports for name in node.names}
+
+
+_ROOMS = _rooms()
+__all__ = sorted(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_ROOMS[name], __name__), name)
+    globals()[name] = value  # the next time it is found without asking
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
 
 if not is_program():
     # timm knows the networks as soon as `ran` is imported.

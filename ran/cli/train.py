@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..training.processes import find_processes
+from ..processes import find_processes
 from ..training.settings import TrainingSettings, make_settings
 from .arguments import SkipUnreadable, TrainingData
 

@@ -12,8 +12,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from ..cores import usable_cores
 from ..errors import UserError
+from ..processes import usable_cores
 from .augment import unchanged
 from .dataset import Batch, ImageData, InMemory, Split, Unreadable
 from .images import IMAGE_SUFFIXES, SMALL_IMAGE, Preprocessing, check_images, open_image

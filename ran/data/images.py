@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from ..cores import usable_cores
 from ..errors import UserError
+from ..processes import usable_cores
 
 #: File name endings that count as images in a folder of classes.
 IMAGE_SUFFIXES = (

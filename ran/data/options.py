@@ -1,10 +1,8 @@
-"""How a data set is read: the settings of a training that concern its data alone."""
+"""How a data set is read."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from ..cores import usable_cores
-from ..training.processes import find_processes
-from ..training.settings import TrainingSettings
+from ..processes import find_processes, usable_cores
 
 #: More readers than this for one process help little, and each holds the libraries once more.
 MOST_WORKERS = 8
@@ -12,7 +10,7 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Those of ``ran.training.settings.TrainingSettings`` that say how a data set is read."""
+    """How a data set is read; ``ran.training.settings.TrainingSettings`` explains each."""
 
     download: bool = False
     skip_unreadable: bool = False
@@ -26,12 +24,6 @@ class DataOptions:
     test_split: str = "validation"
     num_classes: int | None = None
     seed: int = 0
-
-    @classmethod
-    def of(cls, settings: TrainingSettings) -> "DataOptions":
-        """Those of a training."""
-        given = {entry.name: getattr(settings, entry.name) for entry in fields(cls)}
-        return cls(**{**given, "scale": tuple(settings.scale), "ratio": tuple(settings.ratio)})
 
     def worker_count(self) -> int:
         """Processes that read images ahead for each process that trains."""

@@ -21,11 +21,11 @@ from torch import nn
 from ..checks import require_known
 from ..data import ImageData
 from ..errors import UserError
+from ..processes import Processes
 from ..weights.network_card import NetworkCard
 from . import runs
 from .callbacks import MetricsTable, Row
 from .classifier import ImageClassifier, make_optimizer
-from .processes import Processes
 from .progress import ProgressLine
 from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest, step_of
 from .settings import TrainingSettings

@@ -14,17 +14,16 @@ from rich.console import Console
 from torch import nn
 
 from ..data import ImageData, load_data
-from ..data.options import DataOptions
 from ..devices import choose_device, choose_precision
 from ..errors import UserError
 from ..files import require_folder
 from ..pictures.masks import draw_test_masks
 from ..pictures.plots import plot_curves
+from ..processes import Processes, find_processes
 from ..weights.network_card import NetworkCard, build_network, load_network, save_network
 from . import runs
 from .callbacks import Row
 from .engine import Engine, run_engine
-from .processes import Processes, find_processes
 from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .settings import TrainingSettings, make_settings, resumed
 
@@ -101,7 +100,7 @@ def train(
         settings.data,
         settings.image_size or usual_size,
         settings.augmentation,
-        DataOptions.of(settings),
+        settings.data_options(),
     )
     card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
 

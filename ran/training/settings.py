@@ -7,10 +7,13 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import require_known
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..data.options import DataOptions
 
 #: The shapes that the learning rate takes after its rise; see ``ran.training.schedules``.
 SCHEDULES = ("cosine", "linear", "multistep", "constant")
@@ -194,6 +197,14 @@ class TrainingSettings:
     def steps(self, time: float, steps_per_epoch: int) -> int:
         """Optimizer steps in ``time``, which is in this training's unit of time."""
         return round(time) if self.iterations else round(time * steps_per_epoch)
+
+    def data_options(self) -> "DataOptions":
+        """Those that say how the data set is read."""
+        # here because it loads torch, which a wrong setting need not wait for
+        from ..data.options import DataOptions
+
+        given = {entry.name: getattr(self, entry.name) for entry in fields(DataOptions)}
+        return DataOptions(**{**given, "scale": tuple(self.scale), "ratio": tuple(self.ratio)})
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "output": str(self.folder)}

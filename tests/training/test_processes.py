@@ -12,7 +12,7 @@ import torch
 
 import ran
 from ran.errors import UserError
-from ran.training.processes import Processes, find_processes
+from ran.processes import Processes, find_processes
 from ran.training.run import TrainingResult
 from tests.tiny import TINY
 

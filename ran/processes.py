@@ -1,9 +1,9 @@
-"""Which of the processes of a training this one is, as ``torchrun`` tells each of them."""
+"""Which of several processes this one is, as ``torchrun`` tells each, and the cores it may use."""
 
 import os
 from dataclasses import dataclass
 
-from ..errors import UserError
+from .errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,10 @@ def find_processes() -> Processes:
             f"{found.local_count} here"
         )
     return found
+
+
+def usable_cores() -> int:
+    """Cores that this process is allowed to run on: fewer than the machine has in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
