@@ -65,6 +65,24 @@ const int32_t* indices(const OptionalTensor& t) {
   return static_cast<const int32_t*>(pointer(t));
 }
 
+// Runs cpu::op or cuda::op on `args` for the features `f`. Macros, because the two functions, the
+// workspace's size and an error bear the operator's one name.
+#define RAN_RUN(op)                                 \
+  on_device_of(                                     \
+      f.x,                                          \
+      #op,                                          \
+      [&] { cpu::op(f.dtype, f.shape, args); },     \
+      [&](void* stream) { return cuda::op(f.dtype, f.shape, args, stream); })
+#define RAN_RUN_WITH_WORKSPACE(op)                                                        \
+  on_device_of(                                                                           \
+      f.x,                                                                                \
+      #op,                                                                                \
+      [&] { cpu::op(f.dtype, f.shape, args); },                                           \
+      [&](void* stream) {                                                                 \
+        Tensor workspace = workspace_like(f.x, cuda::op##_workspace(f.dtype, f.shape));   \
+        return cuda::op(f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);    \
+      })
+
 std::tuple<Tensor, Tensor, Tensor> channel_pool(const Tensor& given) {
   const Features f(given, "channel_pool");
   Tensor mean = torch::stable::new_empty(f.x, {f.shape.n, f.shape.c});
@@ -75,14 +93,7 @@ std::tuple<Tensor, Tensor, Tensor> channel_pool(const Tensor& given) {
       mean.mutable_data_ptr(),
       max.mutable_data_ptr(),
       static_cast<int32_t*>(index.mutable_data_ptr())};
-  on_device_of(
-      f.x,
-      "channel_pool",
-      [&] { cpu::channel_pool(f.dtype, f.shape, args); },
-      [&](void* stream) {
-        Tensor workspace = workspace_like(f.x, cuda::channel_pool_workspace(f.dtype, f.shape));
-        return cuda::channel_pool(f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);
-      });
+  RAN_RUN_WITH_WORKSPACE(channel_pool);
   return {mean, max, index};
 }
 
@@ -96,14 +107,7 @@ std::tuple<Tensor, Tensor> spatial_pool(const Tensor& given, const OptionalTenso
       pointer(channel),
       maps.mutable_data_ptr(),
       static_cast<int32_t*>(index.mutable_data_ptr())};
-  on_device_of(
-      f.x,
-      "spatial_pool",
-      [&] { cpu::spatial_pool(f.dtype, f.shape, args); },
-      [&](void* stream) {
-        Tensor workspace = workspace_like(f.x, cuda::spatial_pool_workspace(f.dtype, f.shape));
-        return cuda::spatial_pool(f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);
-      });
+  RAN_RUN_WITH_WORKSPACE(spatial_pool);
   return {maps, index};
 }
 
@@ -125,11 +129,7 @@ Tensor cbam_gate(
       pointer(added),
       out.mutable_data_ptr(),
       relu};
-  on_device_of(
-      f.x,
-      "cbam_gate",
-      [&] { cpu::cbam_gate(f.dtype, f.shape, args); },
-      [&](void* stream) { return cuda::cbam_gate(f.dtype, f.shape, args, stream); });
+  RAN_RUN(cbam_gate);
   return out;
 }
 
@@ -157,16 +157,7 @@ std::tuple<Tensor, Tensor> cbam_grad_spatial(
       pointer(result),
       grad_spatial.mutable_data_ptr(),
       out ? masked.mutable_data_ptr() : nullptr};
-  on_device_of(
-      f.x,
-      "cbam_grad_spatial",
-      [&] { cpu::cbam_grad_spatial(f.dtype, f.shape, args); },
-      [&](void* stream) {
-        Tensor workspace =
-            workspace_like(f.x, cuda::cbam_grad_spatial_workspace(f.dtype, f.shape));
-        return cuda::cbam_grad_spatial(
-            f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);
-      });
+  RAN_RUN_WITH_WORKSPACE(cbam_grad_spatial);
   return {grad_spatial, masked};
 }
 
@@ -192,16 +183,7 @@ Tensor cbam_grad_channel(
       f.x.const_data_ptr(),
       pointer(channel),
       grad_channel.mutable_data_ptr()};
-  on_device_of(
-      f.x,
-      "cbam_grad_channel",
-      [&] { cpu::cbam_grad_channel(f.dtype, f.shape, args); },
-      [&](void* stream) {
-        Tensor workspace =
-            workspace_like(f.x, cuda::cbam_grad_channel_workspace(f.dtype, f.shape));
-        return cuda::cbam_grad_channel(
-            f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);
-      });
+  RAN_RUN_WITH_WORKSPACE(cbam_grad_channel);
   return grad_channel;
 }
 
@@ -232,11 +214,7 @@ Tensor cbam_grad_x(
       pointer(max),
       indices(positions),
       grad_x.mutable_data_ptr()};
-  on_device_of(
-      f.x,
-      "cbam_grad_x",
-      [&] { cpu::cbam_grad_x(f.dtype, f.shape, args); },
-      [&](void* stream) { return cuda::cbam_grad_x(f.dtype, f.shape, args, stream); });
+  RAN_RUN(cbam_grad_x);
   return grad_x;
 }
 

@@ -23,9 +23,7 @@ class AttentionGate(nn.Module):
         self.activation = activation
 
     def forward(self, logits: Tensor, trunk: Tensor) -> Tensor:
-        return attention_gate(
-            logits, trunk, residual=self.residual, activation=self.activation
-        )
+        return attention_gate(logits, trunk, residual=self.residual, activation=self.activation)
 
     def extra_repr(self) -> str:
         return f"residual={self.residual}, activation={self.activation!r}"

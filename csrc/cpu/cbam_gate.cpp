@@ -24,15 +24,18 @@ RAN_INLINE V gated(V x, V channel, V spatial, V shortcut, V lowest) {
   return v < lowest ? lowest : v;
 }
 
-// (C, HW) of one sample: `channels` maps, of which the gates of kTile positions at a time are made.
-template <bool kShortcut, typename T>
-RAN_SIMD void gate_maps(
+// `positions` of `channels` of one sample, of which the gates of kTile positions at a time are made.
+// Channels_last walks along the channels of a position, else along the positions of a channel, whose
+// maps lie `hw` apart: what runs along has a factor for every element, the other one for them all.
+template <bool kShortcut, bool kChannelsLast, typename T>
+RAN_SIMD void gate_sample(
     const T* x,
     const T* channel_logits,
     const T* spatial_logits,
     const T* shortcut,
     T* out,
     int64_t channels,
+    int64_t positions,
     int64_t hw,
     accumulate_t<T> lowest,
     accumulate_t<T>* channel,
@@ -42,60 +45,27 @@ RAN_SIMD void gate_maps(
   A spatial[kTile];
   const V least = splat<V>(lowest);
   fill_gate(channel_logits, channel, channels);
-  for (int64_t p = 0; p < hw; p += kTile) {
-    const int64_t n = std::min(kTile, hw - p);
+  for (int64_t p = 0; p < positions; p += kTile) {
+    const int64_t n = std::min(kTile, positions - p);
     fill_gate(spatial_logits ? spatial_logits + p : nullptr, spatial, n);
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t start = c * hw + p;
-      const V sc = splat<V>(channel[c]);
-      for_vectors(n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-        const int64_t at = start + i;
-        const V v = load(x + at, lanes);
-        const V ss = load(spatial + i, lanes);
-        if constexpr (kShortcut) {
-          put(out + at, gated(v, sc, ss, load(shortcut + at, lanes), least), lanes, streamed);
-        } else {
-          put(out + at, gated(v, sc, ss, least), lanes, streamed);
-        }
-      });
-    }
-  }
-}
-
-// (HW, C) of one sample: `rows` positions.
-template <bool kShortcut, typename T>
-RAN_SIMD void gate_rows(
-    const T* x,
-    const T* channel_logits,
-    const T* spatial_logits,
-    const T* shortcut,
-    T* out,
-    int64_t rows,
-    int64_t channels,
-    accumulate_t<T> lowest,
-    accumulate_t<T>* channel,
-    bool streamed) {
-  using A = accumulate_t<T>;
-  using V = vec_t<T>;
-  A spatial[kTile];
-  const V least = splat<V>(lowest);
-  fill_gate(channel_logits, channel, channels);
-  for (int64_t p = 0; p < rows; p += kTile) {
-    const int64_t n = std::min(kTile, rows - p);
-    fill_gate(spatial_logits ? spatial_logits + p : nullptr, spatial, n);
-    for (int64_t r = 0; r < n; ++r) {
-      const int64_t start = (p + r) * channels;
-      const V ss = splat<V>(spatial[r]);
-      for_vectors(channels, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-        const int64_t at = start + i;
-        const V v = load(x + at, lanes);
-        const V sc = load(channel + i, lanes);
-        if constexpr (kShortcut) {
-          put(out + at, gated(v, sc, ss, load(shortcut + at, lanes), least), lanes, streamed);
-        } else {
-          put(out + at, gated(v, sc, ss, least), lanes, streamed);
-        }
-      });
+    const A* along = kChannelsLast ? channel : spatial;
+    const A* across = kChannelsLast ? spatial : channel;
+    for (int64_t row = 0; row < (kChannelsLast ? n : channels); ++row) {
+      const int64_t start = kChannelsLast ? (p + row) * channels : row * hw + p;
+      const V factor = splat<V>(across[row]);
+      for_vectors(
+          kChannelsLast ? channels : n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
+            const int64_t at = start + i;
+            const V v = load(x + at, lanes);
+            const V factors = load(along + i, lanes);
+            const V sc = kChannelsLast ? factors : factor;
+            const V ss = kChannelsLast ? factor : factors;
+            if constexpr (kShortcut) {
+              put(out + at, gated(v, sc, ss, load(shortcut + at, lanes), least), lanes, streamed);
+            } else {
+              put(out + at, gated(v, sc, ss, least), lanes, streamed);
+            }
+          });
     }
   }
 }
@@ -121,11 +91,11 @@ void run(const FeatureShape& shape, const CbamGate& a) {
     const T* ss = spatial ? spatial + sample * hw : nullptr;
     std::vector<A> gate(c);
     if (shape.channels_last) {
-      ss = ss ? ss + begin : nullptr;
-      gate_rows<kShortcut>(x, sc, ss, shortcut, out, end - begin, c, lowest, gate.data(), streamed);
+      gate_sample<kShortcut, true>(
+          x, sc, ss ? ss + begin : ss, shortcut, out, c, end - begin, hw, lowest, gate.data(), streamed);
     } else {
-      sc = sc ? sc + begin : nullptr;
-      gate_maps<kShortcut>(x, sc, ss, shortcut, out, end - begin, hw, lowest, gate.data(), streamed);
+      gate_sample<kShortcut, false>(
+          x, sc ? sc + begin : sc, ss, shortcut, out, end - begin, hw, hw, lowest, gate.data(), streamed);
     }
   };
   if (shape.channels_last) {

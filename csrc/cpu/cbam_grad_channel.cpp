@@ -41,13 +41,7 @@ RAN_SIMD void maps_pass(
       V parts[2] = {};
       const auto add = [&](int64_t i, int part, auto lanes) RAN_INLINE_LAMBDA {
         const V g = load_grad<kGrad>(grad, start + i, lanes);
-        const VecI here = load_index(tile.channel + i, lanes) == channel;
-        const V arriving = incoming(
-            g,
-            load(tile.gate + i, lanes),
-            load(tile.mean + i, lanes),
-            mask_for<V>(here),
-            load(tile.maximum + i, lanes));
+        const V arriving = incoming_along_map(g, tile, i, channel, lanes);
         parts[part] += fresh(arriving * load(x + start + i, lanes), V{}, lanes);
       };
       int64_t i = 0;
@@ -97,11 +91,7 @@ RAN_SIMD void rows_pass(
         for (int64_t r = row; r < row + count.value; ++r) {
           __builtin_prefetch(x + (r + count.value) * c + i);
           const V g = load_grad<kGrad>(grad, r * c + i, lanes);
-          V arriving = g * tile.gate[r] + tile.mean[r];
-          const int64_t highest = tile.channel[r] - begin;
-          if (has(i, highest)) {  // a position has one maximum
-            arriving += mask_for<V>(lane_of(i, highest)) ? splat<V>(tile.maximum[r]) : V{};
-          }
+          const V arriving = incoming_along_row(g, tile, r, i, begin);
           sum += arriving * load(x + r * c + i, lanes);
         }
         sum = fresh(sum, V{}, lanes);

@@ -17,6 +17,20 @@ RAN_INLINE V let_through(V grad, V out) {
   return out <= 0 ? V{} : grad;
 }
 
+// The gradient at `at`: what the ReLU lets through, which is also written, or all of it.
+template <bool kMasked, typename T, typename Lanes>
+RAN_INLINE vec_t<T> arriving(
+    const T* grad, const T* out, T* masked, int64_t at, Lanes lanes, bool streamed) {
+  const vec_t<T> g = load(grad + at, lanes);
+  if constexpr (kMasked) {
+    const vec_t<T> passed = let_through(g, load(out + at, lanes));
+    put(masked + at, passed, lanes, streamed);
+    return passed;
+  } else {
+    return g;
+  }
+}
+
 // ss (1 - ss) sum(i, slot), for n positions
 template <typename T, typename F>
 RAN_INLINE void finish(const T* spatial_logits, T* grad_spatial, int64_t n, F&& sum) {
@@ -51,11 +65,7 @@ RAN_SIMD void maps_pass(
         const int64_t at = (c + k) * hw + i;
         __builtin_prefetch(grad + at + count.value * hw);
         __builtin_prefetch(x + at + count.value * hw);
-        V g = load(grad + at, lanes);
-        if constexpr (kMasked) {
-          g = let_through(g, load(out + at, lanes));
-          put(masked + at, g, lanes, streamed);
-        }
+        const V g = arriving<kMasked>(grad, out, masked, at, lanes, streamed);
         sum += g * (load(x + at, lanes) * gate[c + k]);
       }
       store(sums + slot, c ? load(sums + slot) + sum : sum);
@@ -98,11 +108,7 @@ RAN_SIMD void rows_pass(
       V parts[kSums] = {};
       const auto term = [&](int64_t i, auto lanes) RAN_INLINE_LAMBDA {
         const int64_t at = start + i;
-        V g = load(grad + at, lanes);
-        if constexpr (kMasked) {
-          g = let_through(g, load(out + at, lanes));
-          put(masked + at, g, lanes, streamed);
-        }
+        const V g = arriving<kMasked>(grad, out, masked, at, lanes, streamed);
         return fresh(g * (load(x + at, lanes) * load(gate + i, lanes)), V{}, lanes);
       };
       int64_t c = 0;

@@ -61,17 +61,8 @@ RAN_SIMD void maps_pass(
       const int64_t position = channels.position[c - begin] - p;
       for_vectors(n, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
         const V g = load_grad<kGrad>(grad, start + i, lanes);
-        const VecI highest = load_index(tile.channel + i, lanes) == channel;
-        const V arriving = incoming(
-            g,
-            load(tile.gate + i, lanes),
-            load(tile.mean + i, lanes),
-            mask_for<V>(highest),
-            load(tile.maximum + i, lanes));
-        V result = arriving * gate + mean;
-        if (has(i, position)) {  // a map has one maximum
-          result += mask_for<V>(lane_of(i, position)) ? splat<V>(maximum) : V{};
-        }
+        const V arriving = incoming_along_map(g, tile, i, channel, lanes);
+        const V result = add_at(arriving * gate + mean, i, position, maximum);
         put(grad_x + start + i, result, lanes, streamed);
       });
     }
@@ -100,16 +91,10 @@ RAN_SIMD void rows_pass(
       const int64_t start = (sample * shape.hw + p + r) * c;
       const T* grad = kGrad ? static_cast<const T*>(a.incoming.grad) + start : nullptr;
       T* grad_x = static_cast<T*>(a.grad_x) + start;
-      const V gate = splat<V>(tile.gate[r]);
-      const V mean = splat<V>(tile.mean[r]);
       const VecI position = splat<VecI>(static_cast<int32_t>(p + r));
-      const A maximum = tile.maximum[r];
-      const int64_t highest = tile.channel[r];
       for_vectors(c, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-        V arriving = load_grad<kGrad>(grad, i, lanes) * gate + mean;
-        if (has(i, highest)) {  // a position has one maximum
-          arriving += mask_for<V>(lane_of(i, highest)) ? splat<V>(maximum) : V{};
-        }
+        const V g = load_grad<kGrad>(grad, i, lanes);
+        const V arriving = incoming_along_row(g, tile, r, i, 0);
         const VecI here = load_index(channels.position + i, lanes) == position;
         const V top = mask_for<V>(here) ? load(channels.maximum + i, lanes) : V{};
         const V result =

@@ -51,10 +51,29 @@ RAN_INLINE vec_t<T> load_grad(const T* grad, int64_t at, Lanes lanes) {
   }
 }
 
-// g ss + mean + (here) maximum
-template <typename V, typename M>
-RAN_INLINE V incoming(V g, V gate, V mean, M here, V maximum) {
-  return g * gate + mean + (here ? maximum : V{});
+// v, with `value` added where position or channel `at` is among the lanes from i on.
+template <typename V, typename A>
+RAN_INLINE V add_at(V v, int64_t i, int64_t at, A value) {
+  if (has(i, at)) {  // a map, and a position, has one maximum
+    v += mask_for<V>(lane_of(i, at)) ? splat<V>(value) : V{};
+  }
+  return v;
+}
+
+// G at positions i of the tile, of one channel; `g` is the gradient there.
+template <typename V, typename T, typename Lanes>
+RAN_INLINE V incoming_along_map(
+    V g, const IncomingTile<T>& tile, int64_t i, VecI channel, Lanes lanes) {
+  const auto here = mask_for<V>(load_index(tile.channel + i, lanes) == channel);
+  return g * load(tile.gate + i, lanes) + load(tile.mean + i, lanes) +
+      (here ? load(tile.maximum + i, lanes) : V{});
+}
+
+// G at channels i of row r of the tile, counted from channel `first`.
+template <typename V, typename T>
+RAN_INLINE V incoming_along_row(
+    V g, const IncomingTile<T>& tile, int64_t r, int64_t i, int64_t first) {
+  return add_at(g * tile.gate[r] + tile.mean[r], i, tile.channel[r] - first, tile.maximum[r]);
 }
 
 }  // namespace ran::cpu

@@ -7,10 +7,15 @@ from torch import Tensor
 
 from ..layouts import dense_layout, in_layout_of
 from .common import accumulator, contiguous, device_of, gate, widen
-from .tiling import Tiling, locate, over_channels, over_positions, pointwise, tile
-
-# Rows a program of the second stage puts together.
-FINISH_ROWS = 64
+from .tiling import (
+    Tiling,
+    locate,
+    over_channels,
+    over_positions,
+    partial_results,
+    pointwise,
+    tile,
+)
 
 
 @triton.jit
@@ -107,12 +112,9 @@ def cbam_grad_channel_kernel(
 def cbam_grad_finish_kernel(
     totals, logits, grad_logits, count, splits, BLOCK_SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    split = tl.arange(0, BLOCK_SPLITS).to(tl.int64)
-    inside = (split < splits)[:, None] & (row < count)[None, :]
-    partial = tl.load(totals + split[:, None] * count + row[None, :], mask=inside, other=0.0)
+    row, at, inside = partial_results(count, splits, BLOCK_SPLITS, BLOCK)
     s = gate(logits, row, count)
-    result = tl.sum(partial, axis=0) * (s * (1.0 - s))
+    result = tl.sum(tl.load(totals + at, mask=inside, other=0.0), axis=0) * (s * (1.0 - s))
     tl.store(grad_logits + row, result.to(grad_logits.dtype.element_ty), mask=row < count)
 
 
@@ -245,12 +247,5 @@ def _totals(tiling: Tiling, grad_logits: Tensor) -> Tensor:
 def _finish(tiling: Tiling, totals: Tensor, logits: Tensor, grad_logits: Tensor) -> None:
     """The second stage, where rows are shared: adds up and multiplies by s (1 - s)."""
     if tiling.splits > 1:
-        cbam_grad_finish_kernel[(triton.cdiv(logits.numel(), FINISH_ROWS),)](
-            totals,
-            logits,
-            grad_logits,
-            logits.numel(),
-            tiling.splits,
-            BLOCK_SPLITS=triton.next_power_of_2(tiling.splits),
-            BLOCK=FINISH_ROWS,
-        )
+        grid, arguments = tiling.finish(logits.numel())
+        cbam_grad_finish_kernel[grid](totals, logits, grad_logits, **arguments)

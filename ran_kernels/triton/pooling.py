@@ -6,10 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import accumulator, device_of, gate, widen
-from .tiling import Tiling, locate, tile
-
-# Rows a program of the second stage puts together.
-FINISH_ROWS = 32
+from .tiling import Tiling, locate, partial_results, tile
 
 
 @triton.jit
@@ -64,13 +61,10 @@ def pool_kernel(
 
 @triton.jit
 def pool_finish_kernel(
-    totals, maxima, indices, mean, maximum, index, sample_stride, count, rows, columns, splits,
+    totals, maxima, indices, mean, maximum, index, sample_stride, rows, columns, count, splits,
     BLOCK_SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    split = tl.arange(0, BLOCK_SPLITS).to(tl.int64)
-    at = split[:, None] * count + row[None, :]
-    inside = (split < splits)[:, None] & (row < count)[None, :]
+    row, at, inside = partial_results(count, splits, BLOCK_SPLITS, BLOCK)
     total = tl.sum(tl.load(totals + at, mask=inside, other=0.0), axis=0)
     best, best_at = first_maximum(
         tl.load(maxima + at, mask=inside, other=float("-inf")),
@@ -112,11 +106,8 @@ def pool(
             FINAL=False,
             **tiling.arguments(),
         )
-        pool_finish_kernel[(triton.cdiv(count, FINISH_ROWS),)](
-            *(totals, maxima, indices, *results, sample_stride, count),
-            rows=tiling.rows,
-            columns=tiling.columns,
-            splits=splits,
-            BLOCK_SPLITS=triton.next_power_of_2(splits),
-            BLOCK=FINISH_ROWS,
+        grid, arguments = tiling.finish(count)
+        pool_finish_kernel[grid](
+            *(totals, maxima, indices, *results, sample_stride, tiling.rows, tiling.columns),
+            **arguments,
         )

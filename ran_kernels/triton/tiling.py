@@ -29,6 +29,8 @@ ENOUGH_PROGRAMS = 1024
 # Tiles a program walks at least before its row is shared: fewer take less than a second launch.
 LEAST_TILES = 8
 MOST_SPLITS = 32
+# Rows that a program of the second stage puts together.
+FINISH_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Tiling:
             "BLOCK_ROWS": self.block_rows,
             "BLOCK_COLUMNS": self.block_columns,
         }
+
+    def finish(self, count: int) -> tuple[tuple[int], dict[str, int]]:
+        """Grid and last arguments of the second stage over `count` rows, of all samples."""
+        blocks = {"BLOCK_SPLITS": triton.next_power_of_2(self.splits), "BLOCK": FINISH_ROWS}
+        return (triton.cdiv(count, FINISH_ROWS),), {"count": count, "splits": self.splits, **blocks}
 
 
 def pointwise(x: Tensor) -> Tiling:
@@ -144,3 +151,13 @@ def tile(sample, row, column, rows, columns, UNIT: tl.constexpr, COLUMNS_INSIDE:
         offset = column[None, :] * rows + row[:, None]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     return sample * rows * columns + offset, inside
+
+
+@triton.jit
+def partial_results(count, splits, BLOCK_SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the second stage: this program's rows, where their parts lie (BLOCK_SPLITS, BLOCK), which
+    of them exist."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    split = tl.arange(0, BLOCK_SPLITS).to(tl.int64)
+    at = split[:, None] * count + row[None, :]
+    return row, at, (split < splits)[:, None] & (row < count)[None, :]

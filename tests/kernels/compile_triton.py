@@ -79,7 +79,7 @@ def conv_gate_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
 
 def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     """Arguments by name: a pointer above, a size as an int, what is constexpr as its value."""
-    from ran_kernels.triton import attention_gate, cbam_backward, pooling, tiling
+    from ran_kernels.triton import attention_gate, tiling
 
     def data(*names: str) -> dict[str, Any]:
         return dict.fromkeys(names, DATA)
@@ -149,7 +149,7 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
                 "sample_stride": 2 * 196,
                 "rows": 196,
                 "columns": 1024,
-                "BLOCK": pooling.FINISH_ROWS,
+                "BLOCK": tiling.FINISH_ROWS,
             }
         ],
         "cbam_gate.cbam_gate_kernel": [
@@ -170,7 +170,7 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
                 "totals": SUM,
                 **data("logits", "grad_logits"),
                 **finish,
-                "BLOCK": cbam_backward.FINISH_ROWS,
+                "BLOCK": tiling.FINISH_ROWS,
             }
         ],
         "cbam_backward.cbam_grad_x_kernel": [
