@@ -186,9 +186,7 @@ class Linear(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(
-        self, linear: nn.Linear | nn.Conv2d, *, times: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, linear: nn.Linear | nn.Conv2d, *, times: int, dtype: torch.dtype) -> None:
         super().__init__()
         weight = linear.weight.detach().flatten(1)
         bias = torch.zeros(len(weight)) if linear.bias is None else times * linear.bias.detach()
