@@ -1,7 +1,6 @@
 """Whether a module and its replacement do the same: looked at, watched, asked on many inputs."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,24 +11,16 @@ from torch import Tensor, nn
 from .. import reference
 from ..backends import backend
 from ..nn import CBAM
-from ..parts import has_call_hooks, has_global_hooks, is_called_plainly
+from .looking import description, look_at, tensors_of
 from .readers import UnusualError, read
-from .watching import mark, operations_of, state_of, watched
+from .watching import operations_of, state_of, watched
 
-#: What a class may define without being another kind of module.
-_USUAL = {"__init__", "__module__", "__doc__", "__annotations__", "forward", "extra_repr"}
-_OTHER_HOOKS = [
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-]
-_COPYING = {"__getattribute__", "__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__"}
 #: (N, H, W) of the inputs asked with values, and of those asked without.
 _SHAPES = ((2, 5, 4), (1, 1, 1), (3, 1, 7), (1, 9, 1), (5, 2, 2), (1, 17, 16), (9, 3, 3))
 _LARGE_SHAPES = ((2, 5, 4), (64, 7, 7), (128, 224, 224), (1, 1024, 2049))
 _SCALES = (1e-30, 1e-4, 10.0, 1e3, 1e6, 1e18, 1e100)
-_HalvesOf = Callable[[CBAM], dict[str, Callable[[Tensor], Tensor]]]
+#: A module, or a half of one.
+Half = Callable[[Tensor], Any]
 
 
 def understood(module: nn.Module, alike: set[str]) -> CBAM:
@@ -37,16 +28,16 @@ def understood(module: nn.Module, alike: set[str]) -> CBAM:
 
     `alike` has the descriptions of the modules that have been asked already, and gets this one's.
     """
-    _look_at(module)
+    look_at(module)
     known = read(module)
-    kept = {id(tensor) for tensor in _tensors(known.fused).values()}
-    for name, tensor in _tensors(module).items():
+    kept = {id(tensor) for tensor in tensors_of(known.fused).values()}
+    for name, tensor in tensors_of(module).items():
         if id(tensor) not in kept:
             raise UnusualError(f"it has {name}, which CBAM has not")
     # Not fused.train(): a part may be frozen in evaluation mode while the rest trains.
     known.fused.training = module.training
-    description = _description(module)
-    if description in alike:
+    described = description(module)
+    if described in alike:
         return known.fused
     try:
         # Whatever mode the caller is in, and whatever numbers a part draws.
@@ -63,137 +54,124 @@ def understood(module: nn.Module, alike: set[str]) -> CBAM:
     except UnusualError:
         raise
     except Exception as error:
-        raise UnusualError(f"it cannot be tried out: {_line(error)}") from None
-    alike.add(description)
+        raise UnusualError(f"it cannot be tried out: {line_of(error)}") from None
+    alike.add(described)
     return known.fused
-
-
-def _description(module: nn.Module) -> str:
-    """Equal for modules that differ in their tensors' values alone."""
-    parts = [
-        (
-            name,
-            id(type(part)),
-            [(key, mark(value)) for key, value in vars(part).items() if not key.startswith("_")],
-        )
-        for name, part in module.named_modules()
-    ]
-    tensors = [(name, tensor.shape) for name, tensor in _tensors(module).items()]
-    return repr((parts, tensors))
-
-
-def _look_at(module: nn.Module) -> None:
-    """Raises UnusualError for what shows without running anything."""
-    if has_global_hooks():
-        raise UnusualError("hooks for all modules are registered")
-    for name, part in module.named_modules():
-        where = name or "it"
-        if has_call_hooks(part) or any(getattr(part, hooks) for hooks in _OTHER_HOOKS):
-            raise UnusualError(f"{where} has hooks")
-        if not is_called_plainly(part):
-            raise UnusualError(f"{where} has been compiled or given another forward")
-        for attribute, value in vars(part).items():
-            if isinstance(value, Tensor):
-                raise UnusualError(f"{where} keeps a tensor in its attribute {attribute}")
-        for kind in type(part).__mro__:
-            if not kind.__module__.startswith("torch.") and kind is not object:
-                other = ((vars(nn.Module).keys() | _COPYING) - _USUAL) & vars(kind).keys()
-                for method in sorted(other - {"__dict__", "__weakref__"}):
-                    raise UnusualError(f"{where} has a {method} of its own")
-    parameters = [*inspect.signature(module.forward).parameters.values()]
-    if len(parameters) != 1 or parameters[0].kind not in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
-        raise UnusualError("its forward takes more than the features")
 
 
 def _require_same(module: nn.Module) -> None:
     """Asks copies of `module` and of its replacement with random weights."""
-    original = _blank(module)
-    twin = copy.deepcopy(original)
-    known, twin_known = read(original), read(twin)
-    halves: list[tuple[str, Callable[[Tensor], Any], Callable[[Tensor], Tensor]]] = [
-        ("its channel attention", known.channel, _channel_half(twin_known.fused)),
-        ("its spatial attention", known.spatial, _spatial_half(twin_known.fused)),
-    ]
-    channels = _channels(known.fused)
-    x = _random(2, channels, 5, 4)
-    for mode in _modes(original):
-        mode(original, known.fused)
-        before = state_of(original)
+    trial = _Trial(module)
+    for mode in _MODES:
+        mode(trial)
+        trial.watch()
+    for mode in _MODES:
+        mode(trial)
+        for x in _inputs(trial.channels, few=mode is _freeze):
+            trial.ask("it", trial.original, trial.other, x)
+    _train(trial, False)
+    for what, half, other in trial.halves():
+        for x in _extreme(trial.channels):
+            trial.ask(what, half, other, x)
+    _require_one_way(trial)
+
+
+class _Trial:
+    """A copy of a module, and the replacement made of another copy with the same weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.original = _blank(module)
+        self.twin = copy.deepcopy(self.original)
+        self.known = read(self.original)
+        self.other = read(self.twin).fused
+        self.channels = self.other.fc1.weight.shape[1]
+        self._start = [buffer.clone() for buffer in self.original.buffers()]
+
+    def halves(self) -> Iterator[tuple[str, Half, Half]]:
+        """Name, original and replacement of either half."""
+        yield "its channel attention", self.known.channel, _channel_half(self.other)
+        yield "its spatial attention", self.known.spatial, _spatial_half(self.other)
+
+    def watch(self) -> None:
+        """Raises UnusualError unless the original's forward is a function and leaves no trace."""
+        before = state_of(self.original)
         try:
-            found = watched(original, x.clone())
+            found = watched(self.original, _random(2, self.channels, 5, 4))
         except Exception as error:
-            raise UnusualError(f"it does not run: {_line(error)}") from None
+            raise UnusualError(f"it does not run: {line_of(error)}") from None
         if found:
             raise UnusualError(found[0])
-        after = state_of(original)
+        after = state_of(self.original)
         for name in before.keys() | after.keys():
             if before.get(name) != after.get(name):
                 raise UnusualError(f"its forward sets its attribute {name}")
-    import time
 
-    t = time.time()
-    twin.load_state_dict(original.state_dict())
-    for mode in _modes(original):
-        mode(original, known.fused)
-        mode(twin, twin_known.fused)
-        for given in _inputs(channels):
-            _require_equal("it", original, twin_known.fused, given, original, twin)
-        for what, run, other in halves:
-            for given in _extreme(channels):
-                _require_equal(what, run, other, given, original, twin)
-    _require_one_way(original, known.fused)
-    print("way", time.time() - t)
-
-
-def _require_equal(
-    what: str,
-    run: Callable[[Tensor], Any],
-    other: Callable[[Tensor], Tensor],
-    x: Tensor,
-    original: nn.Module,
-    twin: nn.Module,
-) -> None:
-    differs = UnusualError(
-        f"{what} computes something else than CBAM for an input of shape {tuple(x.shape)}"
-    )
-    leaves = [x.detach().requires_grad_(x.requires_grad) for _ in range(2)]
-    outs: list[Any] = []
-    for call, leaf in zip((run, other), leaves, strict=True):
-        try:
-            outs.append(call(leaf))
-        except Exception:  # as batch normalisation of a single value
-            outs.append(None)
-    expected, got = outs
-    if expected is None and got is None:
-        return
-    if not (type(expected) is Tensor and isinstance(got, Tensor) and _close(got, expected)):
-        raise differs
-    for layout in (torch.contiguous_format, torch.channels_last):
-        if x.is_contiguous(memory_format=layout) != expected.is_contiguous(memory_format=layout):
-            continue
-        if got.is_contiguous(memory_format=layout) != expected.is_contiguous(memory_format=layout):
-            raise UnusualError(f"{what} gives its result in another memory layout")
-    if x.requires_grad:
-        wave = torch.linspace(-1e3, 2e3, x.numel(), dtype=x.dtype).cos().mul_(1e3).view(x.shape)
-        found = []
-        for out, leaf, holder in zip(outs, leaves, (original, twin), strict=True):
-            asked = [leaf, *holder.parameters()]
-            found.append(torch.autograd.grad(out, asked, wave, allow_unused=True))
-        for a, b in zip(*found, strict=True):
-            if (a is None) != (b is None) or (a is not None and not _close(b, a)):
-                raise UnusualError(f"{what} has other gradients than CBAM")
-    tensors = zip(_tensors(original).values(), _tensors(twin).values(), strict=True)
-    if not all(_close(a, b) for a, b in tensors):
-        raise UnusualError(f"{what} leaves other buffers than CBAM")
+    def ask(self, what: str, run: Half, other: Half, x: Tensor) -> None:
+        """Raises UnusualError unless both give the same for x, and its gradients if it has any."""
+        for holder in (self.original, self.twin):
+            for buffer, start in zip(holder.buffers(), self._start, strict=True):
+                buffer.copy_(start)
+        leaves = [x.detach().requires_grad_(x.requires_grad) for _ in range(2)]
+        expected, got = _attempt(run, leaves[0]), _attempt(other, leaves[1])
+        if expected is None and got is None:  # as batch normalisation of a single value
+            return
+        if not (type(expected) is Tensor and isinstance(got, Tensor) and _close(got, expected)):
+            shape = tuple(x.shape)
+            raise UnusualError(f"{what} computes something else than CBAM for some {shape}")
+        for layout in (torch.contiguous_format, torch.channels_last):
+            kept = x.is_contiguous(memory_format=layout)
+            if kept and not expected.is_contiguous(memory_format=layout):
+                raise UnusualError(f"{what} gives its result in another memory layout")
+        if x.requires_grad:
+            wave = torch.linspace(-1e3, 2e3, x.numel(), dtype=x.dtype).cos().mul_(1e3)
+            wave = wave.view(x.shape)
+            ours = torch.autograd.grad(
+                got, [leaves[1], *self.twin.parameters()], wave, allow_unused=True
+            )
+            theirs = torch.autograd.grad(
+                expected, [leaves[0], *self.original.parameters()], wave, allow_unused=True
+            )
+            for a, b in zip(ours, theirs, strict=True):
+                if (a is None) != (b is None) or (a is not None and not _close(a, b)):
+                    raise UnusualError(f"{what} has other gradients than CBAM")
+        pairs = zip(tensors_of(self.twin).items(), tensors_of(self.original).values(), strict=True)
+        for (name, a), b in pairs:
+            if not _close(a, b):
+                raise UnusualError(f"{what} leaves another {name} than CBAM")
 
 
-def _require_one_way(original: nn.Module, fused: CBAM) -> None:
+def _attempt(run: Half, x: Tensor) -> Any:
+    try:
+        return run(x)
+    except Exception:
+        return None
+
+
+def _train(trial: _Trial, training: bool) -> None:
+    for module in (trial.original, trial.twin, trial.other):
+        module.train(training)
+
+
+def _freeze(trial: _Trial) -> None:
+    """The frozen norm that people train with."""
+    _train(trial, True)
+    for module in (trial.original, trial.twin, trial.other):
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
+
+
+_MODES: tuple[Callable[[_Trial], None], ...] = (
+    lambda trial: _train(trial, True),
+    lambda trial: _train(trial, False),
+    _freeze,
+)
+
+
+def _require_one_way(trial: _Trial) -> None:
     """Raises UnusualError unless the same operations run whatever the input's size and kind."""
-    channels = _channels(fused)
-    single, bare = copy.deepcopy(original).float(), copy.deepcopy(original).to("meta")
+    channels = trial.channels
+    single, bare = copy.deepcopy(trial.original).float(), copy.deepcopy(trial.original).to("meta")
     for part in bare.modules():
         if isinstance(part, nn.BatchNorm2d) and part.momentum is None:
             part.momentum = 0.1  # a mean over all batches asks how many there were
@@ -221,8 +199,11 @@ def _require_one_way(original: nn.Module, fused: CBAM) -> None:
             raise UnusualError(f"its forward depends on the input's dtype, {dtype}")
 
 
-def _inputs(channels: int) -> Iterator[Tensor]:
+def _inputs(channels: int, *, few: bool) -> Iterator[Tensor]:
     """Inputs (N, C, H, W) in float64 of many sizes, values and layouts; gradients where wanted."""
+    if few:
+        yield _random(2, channels, 5, 4).requires_grad_()
+        return
     yield from (_random(n, channels, h, w).requires_grad_() for n, h, w in _SHAPES)
     yield from _extreme(channels)
     x = _random(2, channels, 5, 4)
@@ -246,21 +227,6 @@ def _extreme(channels: int) -> Iterator[Tensor]:
         yield special
 
 
-def _modes(module: nn.Module) -> Iterator[Callable[[nn.Module, CBAM], Any]]:
-    """Ways to put a copy and its replacement into training, evaluation, and the norm frozen."""
-    yield lambda copied, fused: (copied.train(), fused.train())
-    yield lambda copied, fused: (copied.eval(), fused.eval())
-
-    def freeze(copied: nn.Module, fused: CBAM) -> None:
-        copied.train()
-        fused.train()
-        for part in (*copied.modules(), fused.norm):
-            if isinstance(part, nn.BatchNorm2d):
-                part.eval()
-
-    yield freeze
-
-
 def _blank(module: nn.Module) -> nn.Module:
     """A copy on the CPU, in float64, with random weights that let every part shape the result."""
     random = torch.Generator().manual_seed(0)
@@ -276,7 +242,7 @@ def _blank(module: nn.Module) -> nn.Module:
             memo[id(buffer)] = torch.zeros(buffer.shape, dtype=dtype, device="cpu")
         copied = copy.deepcopy(module, memo)
     except Exception as error:
-        raise UnusualError(f"it cannot be copied: {_line(error)}") from None
+        raise UnusualError(f"it cannot be copied: {line_of(error)}") from None
     # Neither a statistic of 0 nor one of 1 would show where it is used.
     for norm in copied.modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
@@ -285,7 +251,7 @@ def _blank(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _channel_half(fused: CBAM) -> Callable[[Tensor], Tensor]:
+def _channel_half(fused: CBAM) -> Half:
     def run(x: Tensor) -> Tensor:
         mean, maximum = reference.channel_pool(x)
         return reference.cbam_gate(x, fused._mlp(mean) + fused._mlp(maximum))
@@ -293,21 +259,13 @@ def _channel_half(fused: CBAM) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _spatial_half(fused: CBAM) -> Callable[[Tensor], Tensor]:
+def _spatial_half(fused: CBAM) -> Half:
     def run(x: Tensor) -> Tensor:
         maps = reference.spatial_pool(x)
         logits = fused.norm(fused.conv(maps.flip(1) if fused.mean_first else maps))
         return reference.cbam_gate(x, None, logits)
 
     return run
-
-
-def _channels(fused: CBAM) -> int:
-    return fused.fc1.weight.shape[1]
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _random(*shape: int) -> Tensor:
@@ -317,13 +275,14 @@ def _random(*shape: int) -> Tensor:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     """Equal but for rounding, which is relative to the largest finite value."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
+    if a.shape != b.shape or a.dtype != b.dtype or torch.equal(a, b):
+        return a.shape == b.shape and a.dtype == b.dtype
     if not b.is_floating_point():
-        return torch.equal(a, b)
+        return False
     scale = torch.where(b.isfinite(), b, 0).abs().amax() if b.numel() else 0.0
     return torch.allclose(a, b, rtol=1e-9, atol=1e-9 * float(scale), equal_nan=True)
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
+    """What an error says, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
