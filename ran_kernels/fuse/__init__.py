@@ -111,7 +111,8 @@ def _outcome(module: nn.Module, alike: set[str]) -> CBAM | str:
 def _leave_what_is_shared(model: nn.Module, outcomes: Outcomes) -> None:
     """Leaves the modules of which a part would vanish that the model also has elsewhere."""
     while True:
-        staying, rest = {model}, [model]
+        staying = {model}
+        rest = [] if isinstance(outcomes.get(model), CBAM) else [model]
         for module in rest:  # which grows meanwhile
             for part in module._modules.values():
                 if part is not None and part not in staying:

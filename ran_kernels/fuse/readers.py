@@ -45,7 +45,7 @@ def _known(
     if conv.bias is not None:
         raise UnusualError("its convolution has a bias")
     if not keeps_size(conv):  # what the kernels take for granted, where the reference asks it
-        raise UnusualError("its convolution has another size, stride, padding or dilation")
+        raise UnusualError("its convolution has another stride, padding or dilation")
     channels = fc1.in_channels if mlp_conv else fc1.in_features
     with torch.device("meta"):  # its own layers make room for the given ones at once
         fused = CBAM(channels, reduction=channels, mean_first=mean_first, mlp_conv=mlp_conv)

@@ -28,8 +28,8 @@ def understood(module: nn.Module, alike: set[str]) -> CBAM:
 
     `alike` has the descriptions of the modules that have been asked already, and gets this one's.
     """
-    look_at(module)
     known = read(module)
+    look_at(module)
     kept = {id(tensor) for tensor in tensors_of(known.fused).values()}
     for name, tensor in tensors_of(module).items():
         if id(tensor) not in kept:
@@ -99,12 +99,12 @@ class _Trial:
             found = watched(self.original, _random(2, self.channels, 5, 4))
         except Exception as error:
             raise UnusualError(f"it does not run: {line_of(error)}") from None
-        if found:
-            raise UnusualError(found[0])
         after = state_of(self.original)
-        for name in before.keys() | after.keys():
+        for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
                 raise UnusualError(f"its forward sets its attribute {name}")
+        if found:
+            raise UnusualError(found[0])
 
     def ask(self, what: str, run: Half, other: Half, x: Tensor) -> None:
         """Raises UnusualError unless both give the same for x, and its gradients if it has any."""
@@ -122,6 +122,8 @@ class _Trial:
             kept = x.is_contiguous(memory_format=layout)
             if kept and not expected.is_contiguous(memory_format=layout):
                 raise UnusualError(f"{what} gives its result in another memory layout")
+        if x.requires_grad and not expected.requires_grad:
+            raise UnusualError(f"{what} has other gradients than CBAM")
         if x.requires_grad:
             wave = torch.linspace(-1e3, 2e3, x.numel(), dtype=x.dtype).cos().mul_(1e3)
             wave = wave.view(x.shape)

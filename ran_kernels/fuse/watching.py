@@ -55,6 +55,8 @@ def watched(run: Callable[[Tensor], Any], x: Tensor) -> list[str]:
         found.append("its forward keeps a result for somebody")
     if x._version != before[1] or not torch.equal(x, before[0]):
         found.append("its forward writes into its input")
+    if found:
+        return found
     out = run(x.detach().clone().requires_grad_())
     if isinstance(out, Tensor) and _has_own_derivative(out):
         found.append("its forward has a derivative of its own")
