@@ -154,7 +154,7 @@ class CBAM(nn.Module):
     def _mlp_layer(self, into: int, out: int, bias: bool) -> nn.Linear | nn.Conv2d:
         return nn.Conv2d(into, out, 1, bias=bias) if self.mlp_conv else nn.Linear(into, out, bias)
 
-    def _matrix(self, layer: nn.Module) -> Tensor:
+    def _matrix(self, layer: nn.Linear | nn.Conv2d) -> Tensor:
         """The weight (out, in) of one of the perceptron's layers."""
         return layer.weight.flatten(1) if self.mlp_conv else layer.weight
 
@@ -185,7 +185,7 @@ class CBAM(nn.Module):
             part = getattr(self, name)
             if type(part) is not kind or not is_called_plainly(part):
                 return None
-            if kind is nn.Conv2d and not keeps_size(part):
+            if isinstance(part, nn.Conv2d) and not keeps_size(part):
                 return None
         fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
         mean, var = norm.running_mean, norm.running_var
@@ -203,7 +203,7 @@ class CBAM(nn.Module):
     ) -> None:
         # A perceptron's weights are (R, C) in linear layers and (R, C, 1, 1) in convolutions.
         for layer in ("fc1", "fc2"):
-            own, key = getattr(self, layer, None), f"{prefix}{layer}.weight"
+            own, key = getattr(self, layer), f"{prefix}{layer}.weight"
             given = state_dict.get(key)
             if type(own) in (nn.Linear, nn.Conv2d) and isinstance(given, Tensor):
                 both = sorted((given.shape, own.weight.shape), key=len)

@@ -97,6 +97,11 @@ def test_the_node_runs_where_nothing_was_changed(mlp_conv: bool) -> None:
     same(lambda: copy.deepcopy(cbam))
 
 
+def plain_weight(cbam: Any) -> None:
+    del cbam.conv.weight
+    cbam.conv.weight = torch.ones(1, 2, 3, 3, dtype=torch.float64)
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "a bias in the convolution": lambda m: setattr(
         m, "conv", nn.Conv2d(2, 1, 3, padding=1).double()
@@ -116,10 +121,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "forward of one": lambda m: setattr(m.fc1, "forward", lambda x: x[:, :4] * 3),
     "parametrisation": lambda m: nn.utils.parametrizations.weight_norm(m.fc2),
     "pruning": lambda m: prune.random_unstructured(m.fc1, "weight", 3),
-    "a plain tensor": lambda m: (
-        delattr(m.conv, "weight"),
-        setattr(m.conv, "weight", torch.ones(1, 2, 3, 3, dtype=torch.float64)),
-    ),
+    "a plain tensor": plain_weight,
 }
 
 
@@ -137,26 +139,26 @@ def test_changed_parts_take_part(kind: str) -> None:
 class Halved(Tensor):
     """A weight kept as its half, that knows linear layers and no transposition."""
 
-    half: Tensor
-
     @staticmethod
     def __new__(cls, half: Tensor) -> "Halved":
-        return Tensor._make_wrapper_subclass(cls, half.shape, dtype=half.dtype)  # type: ignore[attr-defined,no-any-return]
+        return Tensor._make_wrapper_subclass(cls, half.shape, dtype=half.dtype)
 
     def __init__(self, half: Tensor) -> None:
-        self.half = half
+        self.kept = half
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear:
             x, weight, bias = args
-            return nn.functional.linear(x, weight.half * 2, bias)
+            return nn.functional.linear(x, weight.kept * 2, bias)
         return super().__torch_function__(func, types, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func is torch.ops.aten.detach.default:
-            return tree_map(lambda t: cls(t.half) if isinstance(t, cls) else t, args)[0]
+            return tree_map(lambda t: cls(t.kept) if isinstance(t, cls) else t, args)[0]
         raise NotImplementedError(f"{func} of a halved weight")
 
 

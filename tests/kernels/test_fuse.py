@@ -171,21 +171,19 @@ def test_an_optimizer_made_before_goes_on(kind: str) -> None:
 
 
 def test_weights_saved_before_layers_kept_their_kind_load() -> None:
-    model = Net(MAKERS["timm with biases"])
+    model = Net(MAKERS["timm"])
     ran_kernels.fuse(model)
     state = model.state_dict()
-    assert state["attention.fc1.weight"].shape == (7, 12, 1, 1)
+    assert state["attention.fc1.weight"].shape == (3, 12, 1, 1)
     flat = {k: v.flatten(1) if ".fc" in k and v.dim() > 1 else v for k, v in state.items()}
-    again = Net(MAKERS["timm with biases"])
+    again = Net(MAKERS["timm"])
     ran_kernels.fuse(again)
     again.load_state_dict(flat)
     torch.testing.assert_close(again.state_dict(), state)
     # And into the module that users build themselves, from either shape.
     own = {k.removeprefix("attention."): v for k, v in state.items() if k.startswith("attention.")}
     for mlp_conv in (False, True):
-        built = ran_kernels.nn.CBAM(
-            12, 12 / 7, 3, rounding=True, mean_first=True, mlp_conv=mlp_conv
-        )
+        built = ran_kernels.nn.CBAM(12, 4, mlp_bias=False, mean_first=True, mlp_conv=mlp_conv)
         built.load_state_dict(own)
         x = torch.randn(2, 12, 5, 4)
         torch.testing.assert_close(built(x), model.attention(x))
