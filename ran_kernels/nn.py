@@ -1,5 +1,7 @@
 """The operators as modules."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from .cbam_block import Norm, Options, Perceptron, cbam_block
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .checks import promote, require_device, require_shape, require_tensor
+from .parts import are_plain, is_called_plainly, keeps_size
 from .spatial_pool import spatial_pool
 from .upsample import upsample_add
 
@@ -59,8 +62,9 @@ class CBAM(nn.Module):
 
     Kernels run it as one autograd node that saves x and small maps for the backward pass: about
     4/C of x's size, and its own result with `relu`. It runs as the composition of the
-    operators instead on the reference backend, in torch.export, and where a part has been replaced
-    by another kind of module or has hooks, which the node would not call.
+    operators instead on the reference backend, in torch.export, and wherever the node would pass
+    over something: where a part has been replaced by another kind of module, or has hooks of any
+    kind, or holds tensors that are no plain ones, as quantised weights are.
 
     Args:
         channels: of x.
@@ -71,12 +75,15 @@ class CBAM(nn.Module):
         mean_first: the convolution's input is [mean, max] instead of [max, mean].
         norm_momentum: of the spatial attention's batch normalisation.
         norm_weight: its scale at the start. With 0, spatial attention starts as the factor 1/2.
+        mlp_conv: the perceptron's layers are 1×1 convolutions, as timm's, instead of linear ones.
+            Weights of either shape load into both.
 
     Raises:
         ValueError: a size is not positive, or `kernel_size` is even.
     """
 
-    _PARTS = (nn.Linear, nn.Linear, nn.Conv2d, nn.BatchNorm2d)
+    #: Of modules that were pickled before there was a choice, too.
+    mlp_conv = False
 
     def __init__(
         self,
@@ -89,6 +96,7 @@ class CBAM(nn.Module):
         mean_first: bool = False,
         norm_momentum: float = 0.01,
         norm_weight: float = 0.0,
+        mlp_conv: bool = False,
     ) -> None:
         super().__init__()
         hidden = max(1, (2 * channels + reduction) // (2 * reduction))
@@ -101,8 +109,9 @@ class CBAM(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.mean_first = mean_first
-        self.fc1 = nn.Linear(channels, hidden, bias=mlp_bias)
-        self.fc2 = nn.Linear(hidden, channels, bias=mlp_bias)
+        self.mlp_conv = mlp_conv
+        self.fc1 = self._mlp_layer(channels, hidden, mlp_bias)
+        self.fc2 = self._mlp_layer(hidden, channels, mlp_bias)
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(1, momentum=norm_momentum)
         nn.init.constant_(self.norm.weight, norm_weight)
@@ -110,7 +119,9 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
         """CBAM of x (N, C, H, W), plus `shortcut` (N, C, H, W), through a ReLU with `relu`."""
         require_tensor("x", x)
-        channels = self.fc1.in_features
+        # A part that was put in later may not say its sizes.
+        sizes = "in_channels" if self.mlp_conv else "in_features"
+        channels = getattr(self.fc1, sizes, x.shape[1])
         require_shape("x", x, (x.shape[0], channels, *x.shape[2:]), f"with {channels} channels")
         if shortcut is not None:
             require_tensor("shortcut", shortcut)
@@ -118,7 +129,7 @@ class CBAM(nn.Module):
             require_device("shortcut", shortcut, "x", x)
             x, shortcut = promote(x, shortcut)
         backend = backends.choose("cbam_gate", x)
-        statistics = self._node_statistics(x)
+        statistics = self._node_statistics(x, shortcut)
         if backend == "reference" or torch.compiler.is_exporting() or statistics is None:
             return self._composed(x, shortcut, relu)
         fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
@@ -127,7 +138,7 @@ class CBAM(nn.Module):
         return cbam_block(
             x,
             shortcut,
-            Perceptron(fc1.weight, fc1.bias, fc2.weight, fc2.bias),
+            Perceptron(self._matrix(fc1), fc1.bias, self._matrix(fc2), fc2.bias),
             conv.weight,
             Norm(norm.weight, norm.bias, *statistics),
             Options(backend, relu, self.mean_first, norm.training, norm.momentum or 0.0, norm.eps),
@@ -139,7 +150,14 @@ class CBAM(nn.Module):
         return channel.sigmoid()[:, :, None, None], spatial.sigmoid()
 
     def extra_repr(self) -> str:
-        return f"mean_first={self.mean_first}"
+        return f"mean_first={self.mean_first}" + (", mlp_conv=True" if self.mlp_conv else "")
+
+    def _mlp_layer(self, into: int, out: int, bias: bool) -> nn.Linear | nn.Conv2d:
+        return nn.Conv2d(into, out, 1, bias=bias) if self.mlp_conv else nn.Linear(into, out, bias)
+
+    def _matrix(self, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        """The weight (out, in) of one of the perceptron's layers."""
+        return layer.weight.flatten(1) if self.mlp_conv else layer.weight
 
     def _composed(self, x: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
         channel, spatial = self._logits(x)
@@ -152,19 +170,44 @@ class CBAM(nn.Module):
         return channel, self.norm(self.conv(maps.flip(1) if self.mean_first else maps))
 
     def _mlp(self, pooled: Tensor) -> Tensor:
+        if self.mlp_conv:
+            return self.fc2(F.relu(self.fc1(pooled[:, :, None, None]))).flatten(1)
         return self.fc2(F.relu(self.fc1(pooled)))
 
-    def _node_statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _node_statistics(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The running mean and variance that the node works with, None where it cannot run.
 
         It runs where the parts are what they were built as, with nothing hung on them. A batch with
         a single value is left to BatchNorm2d, which refuses it in training.
         """
-        for part, kind in zip(self.children(), self._PARTS, strict=True):
-            hooks = part._forward_pre_hooks or part._forward_hooks or part._backward_hooks
-            if type(part) is not kind or hooks:
+        layer = nn.Conv2d if self.mlp_conv else nn.Linear
+        kinds = {"fc1": layer, "fc2": layer, "conv": nn.Conv2d, "norm": nn.BatchNorm2d}
+        for name, kind in kinds.items():
+            part = getattr(self, name)
+            if type(part) is not kind or not is_called_plainly(part):
                 return None
-        mean, var = self.norm.running_mean, self.norm.running_var
-        if mean is None or var is None or self.norm.momentum is None:
+            if isinstance(part, nn.Conv2d) and not keeps_size(part):
+                return None
+        fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
+        mean, var = norm.running_mean, norm.running_var
+        if mean is None or var is None or norm.momentum is None or conv.bias is not None:
+            return None
+        if norm.training and not norm.track_running_stats:  # it has statistics, and leaves them
+            return None
+        layers = (fc1.weight, fc1.bias, fc2.weight, fc2.bias, conv.weight, norm.weight, norm.bias)
+        if not are_plain(x, shortcut, *layers, mean, var, norm.num_batches_tracked):
             return None
         return (mean, var) if x.shape[0] * x.shape[2] * x.shape[3] > 1 else None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
+    ) -> None:
+        # A perceptron's weights are (R, C) in linear layers and (R, C, 1, 1) in convolutions.
+        for layer in ("fc1", "fc2"):
+            own, key = getattr(self, layer), f"{prefix}{layer}.weight"
+            given = state_dict.get(key)
+            if type(own) in (nn.Linear, nn.Conv2d) and isinstance(given, Tensor):
+                both = sorted((given.shape, own.weight.shape), key=len)
+                if (*both[0], 1, 1) == tuple(both[1]):
+                    state_dict[key] = given.reshape(own.weight.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)

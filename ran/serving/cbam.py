@@ -30,7 +30,8 @@ class DeployedCBAM(nn.Module):
 
     def __init__(self, cbam: CBAM, name: str, make: Maker) -> None:
         super().__init__()
-        for part, kind in (("fc1", nn.Linear), ("fc2", nn.Linear), ("norm", nn.BatchNorm2d)):
+        layer = nn.Conv2d if cbam.mlp_conv else nn.Linear
+        for part, kind in (("fc1", layer), ("fc2", layer), ("norm", nn.BatchNorm2d)):
             _require(getattr(cbam, part), kind, f"{name}.{part}")
         self.fc1, self.fc2 = make.linear(cbam.fc1), make.linear(cbam.fc2, times=2)
         conv = copy.deepcopy(cbam.conv)

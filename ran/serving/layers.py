@@ -181,16 +181,16 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear layer, (N, in) to (N, out), in one call. Its bias is taken `times` times."""
+    """A linear layer or 1×1 convolution, (N, in) to (N, out). Its bias is taken `times` times."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, linear: nn.Linear, *, times: int, dtype: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear | nn.Conv2d, *, times: int, dtype: torch.dtype) -> None:
         super().__init__()
-        out = linear.out_features
-        bias = torch.zeros(out) if linear.bias is None else times * linear.bias.detach()
-        self.register_buffer("weight", linear.weight.detach().to(dtype, copy=True).t())
+        weight = linear.weight.detach().flatten(1)
+        bias = torch.zeros(len(weight)) if linear.bias is None else times * linear.bias.detach()
+        self.register_buffer("weight", weight.to(dtype, copy=True).t())
         self.register_buffer("bias", bias.to(linear.weight.device, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class Maker:
         """As Conv."""
         return Conv(conv, norm, relu=relu, name=name, dtype=self.dtype, layout=self.layout)
 
-    def linear(self, linear: nn.Linear, times: int = 1) -> Linear:
+    def linear(self, linear: nn.Linear | nn.Conv2d, times: int = 1) -> Linear:
         """As Linear."""
         return Linear(linear, times=times, dtype=self.dtype)
 

@@ -123,10 +123,9 @@ def run(model: nn.Module, x: Tensor) -> list[Tensor]:
         (out * torch.linspace(-1, 1, out.numel()).to(out).view_as(out)).sum().backward()
         assert x.grad is not None
         found += [out.detach(), x.grad, *(buffer.clone() for buffer in model.buffers())]
-        # A perceptron's weights are (R, C, 1, 1) as convolutions and (R, C) as linear layers.
         for parameter in model.parameters():
             assert parameter.grad is not None
-            found.append(parameter.grad.flatten(1) if parameter.dim() > 1 else parameter.grad)
+            found.append(parameter.grad)
     return found
 
 
@@ -145,6 +144,50 @@ def test_fused_equals_the_original(kind: str, device: str) -> None:
     assert len(expected) == 2 * (2 + 6 + len(list(original.parameters())))
     for got, want in zip(run(fused, x), expected, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_an_optimizer_made_before_goes_on(kind: str) -> None:
+    original = randomised(Net(MAKERS[kind]))
+    tied = nn.Parameter(torch.ones(12, dtype=torch.float64))
+    models = [original, copy.deepcopy(original)]
+    x = torch.randn(2, 3, 9, 12, dtype=torch.float64)
+    for model, fused in zip(models, (False, True), strict=True):
+        optimizer = torch.optim.SGD([*model.parameters(), tied], lr=0.1, momentum=0.9)
+        calls: list[Tensor] = []
+        first = next(p for p in model.attention.parameters() if p.dim() > 1)
+        first.register_hook(calls.append)
+        first.grad = torch.ones_like(first)
+        if fused:
+            assert len(ran_kernels.fuse(model).replaced) == 2
+        for _ in range(3):
+            model(x).square().sum().backward()
+            optimizer.step()
+        assert len(calls) == 3
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b)
+        assert not torch.equal(a, torch.zeros_like(a))
+
+
+def test_weights_saved_before_layers_kept_their_kind_load() -> None:
+    model = Net(MAKERS["timm"])
+    ran_kernels.fuse(model)
+    state = model.state_dict()
+    assert state["attention.fc1.weight"].shape == (3, 12, 1, 1)
+    flat = {k: v.flatten(1) if ".fc" in k and v.dim() > 1 else v for k, v in state.items()}
+    again = Net(MAKERS["timm"])
+    ran_kernels.fuse(again)
+    again.load_state_dict(flat)
+    torch.testing.assert_close(again.state_dict(), state)
+    # And into the module that users build themselves, from either shape.
+    own = {k.removeprefix("attention."): v for k, v in state.items() if k.startswith("attention.")}
+    for mlp_conv in (False, True):
+        built = ran_kernels.nn.CBAM(12, 4, mlp_bias=False, mean_first=True, mlp_conv=mlp_conv)
+        built.load_state_dict(own)
+        x = torch.randn(2, 12, 5, 4)
+        torch.testing.assert_close(built(x), model.attention(x))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        built.load_state_dict({**own, "fc1.weight": own["fc1.weight"][:, :5]})
 
 
 def test_a_whole_network_of_timm() -> None:
@@ -167,7 +210,7 @@ def test_modes_flags_and_settings_stay(kind: str) -> None:
         parameter.requires_grad_(False)
     (norm,) = (part for part in model.attention.modules() if isinstance(part, nn.BatchNorm2d))
     norm.eps, norm.momentum = 0.5, 0.25
-    held = {p.data_ptr() for p in model.parameters()}
+    held = {id(p) for p in model.parameters()}
     assert ran_kernels.fuse(model).left == {}
     fused = model.attention
     assert isinstance(fused, ran_kernels.nn.CBAM)
@@ -177,8 +220,8 @@ def test_modes_flags_and_settings_stay(kind: str) -> None:
     assert {p.requires_grad for p in model.body.parameters()} == {True}
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert (fused.norm.eps, fused.norm.momentum) == (0.5, 0.25)
-    # The weights are where they were, so nothing else that holds them is cut off.
-    assert {p.data_ptr() for p in model.parameters()} == held
+    # The parameters are those they were, so nothing else that holds them is cut off.
+    assert {id(p) for p in model.parameters()} == held
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -239,7 +282,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "channel only": (lambda: CBAM(8, 4, no_spatial=True), "no spatial attention"),
     "other order": (lambda: OtherOrder(8, 4), "something else"),
     "activation": (lambda: CbamModule(8, act_layer=nn.SiLU), "has SiLU where CBAM has ReLU"),
-    "gate": (lambda: CbamModule(8, gate_layer="hard_sigmoid"), "something else"),
+    "gate": (lambda: CbamModule(8, gate_layer="hard_sigmoid"), "its forward calls hardsigmoid"),
     "class of this name": (lambda: type("CBAM", (nn.Module,), {})(), "built unlike"),
     "hook": (
         lambda: other(

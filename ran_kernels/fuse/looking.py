@@ -1,0 +1,64 @@
+"""What can be told of a module without running it."""
+
+import inspect
+
+from torch import Tensor, nn
+
+from ..parts import has_call_hooks, has_global_hooks, is_called_plainly
+from .readers import UnusualError
+from .watching import mark
+
+#: What a class may define without being another kind of module.
+_USUAL = {"__init__", "__module__", "__doc__", "__annotations__", "forward", "extra_repr"}
+_OTHER_HOOKS = [
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+]
+_COPYING = {"__getattribute__", "__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__"}
+
+
+def description(module: nn.Module) -> str:
+    """Equal for modules that differ in their tensors' values alone."""
+    parts = [
+        (
+            name,
+            id(type(part)),
+            [(key, mark(value)) for key, value in vars(part).items() if not key.startswith("_")],
+        )
+        for name, part in module.named_modules()
+    ]
+    tensors = [(name, tensor.shape) for name, tensor in tensors_of(module).items()]
+    return repr((parts, tensors))
+
+
+def look_at(module: nn.Module) -> None:
+    """Raises UnusualError for what shows without running anything."""
+    if has_global_hooks():
+        raise UnusualError("hooks for all modules are registered")
+    for name, part in module.named_modules():
+        where = name or "it"
+        if has_call_hooks(part) or any(getattr(part, hooks) for hooks in _OTHER_HOOKS):
+            raise UnusualError(f"{where} has hooks")
+        if not is_called_plainly(part):
+            raise UnusualError(f"{where} has been compiled or given another forward")
+        for attribute, value in vars(part).items():
+            if isinstance(value, Tensor):
+                raise UnusualError(f"{where} keeps a tensor in its attribute {attribute}")
+        for kind in type(part).__mro__:
+            if not kind.__module__.startswith("torch.") and kind is not object:
+                other = ((vars(nn.Module).keys() | _COPYING) - _USUAL) & vars(kind).keys()
+                for method in sorted(other - {"__dict__", "__weakref__"}):
+                    raise UnusualError(f"{where} has a {method} of its own")
+    parameters = [*inspect.signature(module.forward).parameters.values()]
+    if len(parameters) != 1 or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        raise UnusualError("its forward takes more than the features")
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of `module` by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
