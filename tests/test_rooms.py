@@ -54,7 +54,7 @@ def imports(name: str, source: str, *, package: bool, known: set[str]) -> Iterat
 
 def arrows() -> set[tuple[str, str]]:
     """(importing module, imported module) of the checkout's own packages."""
-    found = {}
+    found: dict[str, Path] = {}
     for packages in PACKAGES:
         for package in packages:
             found |= modules(package)

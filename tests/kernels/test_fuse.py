@@ -155,7 +155,7 @@ def test_an_optimizer_made_before_goes_on(kind: str) -> None:
     for model, fused in zip(models, (False, True), strict=True):
         optimizer = torch.optim.SGD([*model.parameters(), tied], lr=0.1, momentum=0.9)
         calls: list[Tensor] = []
-        first = next(p for p in model.attention.parameters() if p.dim() > 1)
+        first = next(p for p in model.get_submodule("attention").parameters() if p.dim() > 1)
         first.register_hook(calls.append)
         first.grad = torch.ones_like(first)
         if fused:

@@ -113,7 +113,7 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
     "NaN": (lambda self, x: plain(self, x.nan_to_num()), "calls nan_to_num"),
     "size": (lambda self, x: plain(self, x if x.shape[2] < 999 else x * 2), "how large the input"),
     "size in parts": (
-        lambda self, x: plain(self, x * 2 if x.size(0) * x.shape[-1] % 97 == 0 else x),
+        lambda self, x: plain(self, x * 2 if x.shape[0] * x.size(-1) % 97 == 0 else x),
         "how large the input is",
     ),
     "size, unpacked": (

@@ -11,7 +11,7 @@ import ran_kernels
 from .cbam_cases import NATIVE_LAYOUTS, fits
 from .harness import DTYPES, LAYOUTS, Place
 from .operators import CALLS as CALLS_AND_BLOCKS
-from .operators import OPERATORS, Case, each_call, each_operator, listed
+from .operators import OPERATORS, Case, Op, each_call, each_operator, listed
 
 SPECIAL = (torch.nan, torch.inf, -torch.inf)
 
@@ -77,9 +77,9 @@ def _spiked(t: Tensor, layout: str) -> Tensor:
 def _special(place: Place, case: Case, inputs: list[Tensor], incoming: list[Tensor]) -> None:
     """The reference is computed on the CPU: in deterministic mode CUDA's own makes inf - inf."""
 
-    def run(op: object, device: str) -> list[Tensor]:
+    def run(op: Op, device: str) -> list[Tensor]:
         leaves = [t.detach().to(device).requires_grad_(case.differentiable) for t in inputs]
-        outputs = listed(op(*leaves))  # type: ignore[operator]
+        outputs = listed(op(*leaves))
         if not case.differentiable:
             return outputs
         grads = torch.autograd.grad(outputs, leaves, [t.to(device) for t in incoming])
@@ -137,14 +137,14 @@ def test_compile_fullgraph(place: Place, name: str, layout: str) -> None:
     case = OPERATORS[name]
     inputs = case.inputs(device=place.device, layout=layout)
 
-    def around(op: object) -> object:
-        return lambda first, *rest: [t.sigmoid() for t in listed(op(first.tanh(), *rest))]  # type: ignore[operator]
+    def around(op: Op) -> Op:
+        return lambda first, *rest: [t.sigmoid() for t in listed(op(first.tanh(), *rest))]
 
     compiled = torch.compile(
-        around(case.op),  # type: ignore[arg-type]
+        around(case.op),
         fullgraph=True,
         backend="inductor" if place.backend == "native" else "aot_eager",
     )
-    want = case.results(around(case.reference), inputs)  # type: ignore[arg-type]
+    want = case.results(around(case.reference), inputs)
     got = place.run(case.results, compiled, inputs)
     torch.testing.assert_close(got, want)

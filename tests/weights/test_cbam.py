@@ -168,8 +168,8 @@ def test_plain_weights_leave_cbam_as_it_is(kind: str, library: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, CBAM):
             nn.init.zeros_(module.norm.weight)
-            for bias in (module.fc2.bias, module.norm.bias):
-                nn.init.constant_(bias, 100)
+            for part in (module.fc2, module.norm):
+                nn.init.constant_(part.get_parameter("bias"), 100)
             inside |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
     report = ran.load_checkpoint(model, original.state_dict())
     assert_equal_outputs(model, original)
