@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from . import augment
 from .dataset import Batch, ImageData
-from .images import SMALL_IMAGE, Preprocessing, read_image
+from .decoding import read_image
+from .images import SMALL_IMAGE, Preprocessing, require_image_size
 
 if TYPE_CHECKING:
     from .options import DataOptions
@@ -59,6 +60,7 @@ def load_data(
     Raises:
         UserError: no such data set or augmentation, or the set lacks something.
     """
+    require_image_size(image_size)  # before the images are read
     kind, _, path = name.partition(":")
     reader = kind.partition("/")[0] if "/" in kind else ""
     if augmentation == "auto":

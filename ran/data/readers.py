@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import UserError
 from .augment import unchanged
 from .dataset import Batch, ImageData, Unreadable
+from .decoding import open_image
 from .folder import Files, usual_crop
-from .images import Preprocessing, open_image
+from .images import Preprocessing
 from .options import DataOptions
 from .order import seed_all, seed_of
 from .transforms import to_size, training_transform
@@ -35,7 +36,8 @@ class Indexed(Files):
     def _open(self, index: int) -> tuple[Image.Image, int]:
         file, label, *_ = self.samples[index]
         try:
-            return open_image(file, self.channels), int(label)
+            with file:  # a reader gives open files, of which a process may have a thousand
+                return open_image(file, self.channels), int(label)
         except UserError as error:  # which names the open file, not where it is from
             name = self.samples.filename(index)  # type: ignore[attr-defined]  # of readers
             raise UserError(f"{name}: {str(error).partition(': ')[2]}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.images import IMAGE_SUFFIXES
+from ..data.listing import image_files
 from ..devices import choose_device
 from ..errors import UserError
 from ..files import require_folder, require_writable
@@ -51,12 +51,7 @@ def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
         if not path.is_dir():
             found[path] = Path(path.name)
             continue
-        files = sorted(
-            entry
-            for entry in path.rglob("*")
-            if entry.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in entry.relative_to(path).parts)
-        )
+        files = sorted(image_files(path))
         if not files:
             raise UserError(f"{path}: expected images in the folder, found none")
         found |= {file: file.relative_to(path) for file in files}

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import replacing
-from .grid import FLAT, MASK_COLORS, bare, tinted
+from .fonts import drawing, legible
+from .grid import FLAT, LEAST_SPAN, MASK_COLORS, bare, color_limits, tinted
 from .plots import save_figure
 from .views import ChannelView, ModuleView
 
@@ -41,8 +42,9 @@ TALLEST = 30_000
 FRAME_MS, LAST_FRAME_MS = 900, 2500
 
 LEGEND = (
-    "Masks: blue is low and red is high, from the least to the greatest value as printed above; "
-    "over an image, brightness is the image's.\n"
+    "Masks: blue is low and red is high, from the least to the greatest value as printed above "
+    f"(where they are closer than {LEAST_SPAN}, on a scale of that);\n"
+    "over an image, brightness is the image's. "
     "Features: orange is positive, violet negative, white zero, on one scale before and after."
 )
 
@@ -97,18 +99,15 @@ def save_animation(
         for images, title in zip(frames, titles, strict=True)
     ]
     durations = [FRAME_MS] * (len(pages) - 1) + [LAST_FRAME_MS]
-    try:
-        with replacing(path) as partial:
-            pages[0].save(
-                partial,
-                format="GIF",
-                save_all=True,
-                append_images=pages[1:],
-                duration=durations,
-                loop=0,
-            )
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the animation: {error}") from None
+    with replacing(path, "the animation") as partial:
+        pages[0].save(
+            partial,
+            format="GIF",
+            save_all=True,
+            append_images=pages[1:],
+            duration=durations,
+            loop=0,
+        )
 
 
 def scales_of(frames: Sequence[Sequence[ImageView]]) -> Scales:
@@ -152,7 +151,12 @@ class _Canvas:
 
     def text(self, x: float, y: float, text: str, size: float = 9, **style: Any) -> None:
         self.figure.text(
-            x / self.width, 1 - y / self.height, text, fontsize=size, parse_math=False, **style
+            x / self.width,
+            1 - y / self.height,
+            legible(text),
+            fontsize=size,
+            parse_math=False,
+            **style,
         )
 
 
@@ -229,7 +233,8 @@ def _draw_module(
         color="0.35",
     )
     low, high = scales[index, module.name, "mask"]
-    _show(bare(canvas.axes(mask, top, CELL, CELL)), tinted(image.picture, module.mask, low, high))
+    overlay = tinted(image.picture, module.mask, *color_limits(low, high))
+    _show(bare(canvas.axes(mask, top, CELL, CELL)), overlay)
     _above(canvas, mask, top, _range(low, high))
     if module.gates is not None:
         _draw_gates(canvas, cells[0], top, module, scales[index, module.name, "gates"])
@@ -254,16 +259,18 @@ def _draw_channel(
         axes.imshow(values, FEATURE_COLORS, vmin=scale[0], vmax=scale[1], aspect="auto")
         axes.spines[:].set(visible=True, color=FRAME_COLOR, linewidth=0.8)
 
+    # the scale's ends: features have no range of their own, and noise of 1e-9 looks like any other
+    name = f"channel {channel.number}, ±{scale[1]:.2g}"
     features(cells[0], channel.before)
     if channel.mask is not None and mask_scale is not None:
-        _above(canvas, cells[0], top, f"channel {channel.number}")
+        _above(canvas, cells[0], top, name)
         axes = bare(canvas.axes(cells[1], top, CELL, CELL))
-        low, high = mask_scale
+        low, high = color_limits(*mask_scale)
         axes.imshow(channel.mask, MASK_COLORS, vmin=low, vmax=high, aspect="auto")
-        _above(canvas, cells[1], top, _range(low, high))
+        _above(canvas, cells[1], top, _range(*mask_scale))
         features(cells[2], channel.after)
     else:
-        _above(canvas, cells[0], top, f"channel {channel.number}")
+        _above(canvas, cells[0], top, name)
         _above(canvas, cells[1], top, f"channel gate {channel.gate:.3f}")
         features(cells[1], channel.after)
 
@@ -276,11 +283,11 @@ def _draw_gates(
     # room for the numbers of both axes inside the two cells
     axes = canvas.axes(x + 30, top + 2, 2 * CELL + GAP - 34, CELL - 18)
     numbers = np.arange(len(gates))
-    axes.fill_between(numbers, gates, scale[0], step="mid", color="0.72", linewidth=0)
+    low, high = color_limits(*scale)
+    axes.fill_between(numbers, gates, low, step="mid", color="0.72", linewidth=0)
     shown = [channel.number for channel in module.channels]
     axes.plot(shown, gates[shown], "v", color="#b40426", markersize=5, clip_on=False)
-    low, high = scale
-    axes.set(xlim=(-0.5, len(gates) - 0.5), ylim=(low, high if high > low else low + 1e-6))
+    axes.set(xlim=(-0.5, len(gates) - 0.5), ylim=(low, high))
     axes.set_xticks([0, len(gates) - 1])
     axes.set_yticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
     axes.tick_params(labelsize=7.5, length=2, pad=2)
@@ -313,5 +320,6 @@ def _show(axes: Axes, picture: np.ndarray) -> None:
 
 def _pixels(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with drawing(figure):
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
