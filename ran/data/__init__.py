@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks import require_image_size
 from ..errors import UserError
 from . import augment
 from .dataset import Batch, ImageData
 from .decoding import read_image
-from .images import SMALL_IMAGE, Preprocessing, require_image_size
+from .images import SMALL_IMAGE, Preprocessing
 
 if TYPE_CHECKING:
     from .options import DataOptions

@@ -7,22 +7,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from ..errors import UserError
+from ..checks import require_image_size
 
 #: Side at and below which an image is taken to be its subject, with no border to crop away.
 SMALL_IMAGE = 64
-#: Greatest side in pixels of what a network sees: above it a batch of one takes gigabytes.
-MOST_IMAGE_SIZE = 8192
 #: Longer side, in shorter ones, up to which an image is resized as a whole. Of a longer one the
 #: ends, of which the centre crop leaves nothing, are cut off first: resized, they may be a million
 #: times as many pixels as the image has.
 MOST_ASPECT = 16
-
-
-def require_image_size(size: int) -> None:
-    """Raises UserError unless images of ``size`` pixels a side can be held."""
-    if not 1 <= size <= MOST_IMAGE_SIZE:
-        raise UserError(f"image_size: expected 1 to {MOST_IMAGE_SIZE} pixels, got {size}")
 
 
 @dataclass(frozen=True)

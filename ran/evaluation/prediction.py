@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..data.listing import image_files
 from ..devices import choose_device
 from ..errors import UserError
-from ..files import require_folder, require_writable
+from ..files import require_folder, require_path, require_writable
 from ..serving.deploy import deploy as make_deployed
 from ..weights.inference import (
     class_probabilities,
@@ -47,7 +47,7 @@ def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
         UserError: nothing was given, or a folder has no images in it.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, given):
+    for path in (require_path("images", each) for each in given):
         if not path.is_dir():
             found[path] = Path(path.name)
             continue
@@ -100,7 +100,9 @@ def predict(
             raise UserError(f"{name}: expected a positive integer, got {value}")
     chosen = choose_device(device)
     files = find_images([images] if isinstance(images, str | Path) else images)
-    pictures = {} if masks is None else _picture_paths(files, Path(masks), overwrite)
+    pictures = (
+        {} if masks is None else _picture_paths(files, require_path("masks", masks), overwrite)
+    )
     network, card = load_network(checkpoint)
     network.to(chosen)
     if masks is not None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import replacing
+from ..text import plural
 from .fonts import drawing, legible
 from .grid import FLAT, LEAST_SPAN, MASK_COLORS, bare, color_limits, tinted
 from .plots import save_figure
@@ -167,8 +168,8 @@ def _page(images: Sequence[ImageView], title: str, scales: Scales) -> Figure:
     if height > TALLEST:
         modules = max(len(image.modules) for image in images)
         raise UserError(
-            f"images: expected fewer, or fewer modules (--modules): {len(images)} images of "
-            f"{modules} modules make a picture of {height} pixels' height, at most {TALLEST}"
+            f"images: expected fewer, or fewer modules (--modules): {plural(len(images), 'image')} "
+            f"of {plural(modules, 'module')} make {height} pixels of height, at most {TALLEST}"
         )
     canvas = _Canvas(WIDTH, height)
     canvas.text(MARGIN, MARGIN, title, 13, va="top", weight="bold")
@@ -227,7 +228,7 @@ def _draw_module(
     size = "×".join(map(str, module.mask.shape))
     canvas.text(label, top + CELL / 2 - 10, _broken(module.name), 9.5, ha="right", va="center")
     canvas.text(
-        *(label, top + CELL / 2 + 20, f"{size}, {module.width} channels", 8.5),
+        *(label, top + CELL / 2 + 20, f"{size}, {plural(module.width, 'channel')}", 8.5),
         ha="right",
         va="center",
         color="0.35",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import read_json, replacing, write_json
+from ..files import read_json, replacing, require_path, write_json
 from ..models.cbam_resnet import CbamResNet
 from ..models.origin import Origin
 from ..models.registry import create_model
@@ -64,7 +64,7 @@ def save_pretrained(
         expected = build_network(name, options).state_dict()
     if differences := _differences(expected, tensors):
         raise UserError(f"model: expected the tensors of {name} with its options, {differences}")
-    weights = Path(folder) / WEIGHTS_FILE
+    weights = require_path("folder", folder) / WEIGHTS_FILE
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
         with replacing(weights) as partial:
@@ -251,7 +251,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _find(folder_or_repo: str | Path, revision: str | None) -> tuple[Path, Path]:
     """The paths of the weights and of the JSON."""
-    path = Path(folder_or_repo)
+    path = require_path("folder_or_repo", folder_or_repo)
     if path.is_file() and path.suffix == ".safetensors":
         return path, path.with_suffix(".json")
     if path.is_dir():
