@@ -104,8 +104,9 @@ def _decode(source: Source, *, draft: bool = False) -> Image.Image:
 def _converted(image: Image.Image, channels: int) -> Image.Image:
     # of which Pillow warns that it is lost
     image.info.pop("transparency", None)
-    if image.mode == "La":  # its colours are multiplied by its transparency
-        image = image.convert("LA")
+    # of which Pillow knows one way on alone; those of La are multiplied by their transparency
+    if between := {"La": "LA", "LAB": "RGB"}.get(image.mode):
+        image = image.convert(between)
     return image.convert("L" if channels == 1 else "RGB")
 
 

@@ -46,9 +46,9 @@ class Preprocessing:
         """(..., C, H, W) uint8 to (..., C, image_size, image_size) uint8: resize, centre crop."""
         size = self.image_size
         shorter = round(size / self.crop_fraction)
-        images = _without_ends(images)
+        scale = shorter / min(images.shape[-2:])
+        images = _without_ends(images, scale)
         height, width = images.shape[-2:]
-        scale = shorter / min(height, width)
         resized = tvf.resize(
             images,
             [max(size, round(height * scale)), max(size, round(width * scale))],
@@ -83,12 +83,18 @@ class Preprocessing:
         )
 
 
-def _without_ends(images: Tensor) -> Tensor:
-    """The middle of images (..., H, W) that are longer than ``MOST_ASPECT`` times their width."""
+def _without_ends(images: Tensor, scale: float) -> Tensor:
+    """The middle of images (..., H, W) that are longer than ``MOST_ASPECT`` times their width.
+
+    The middle stays where it is, in what they are and in what resizing by ``scale`` makes of them:
+    both are as odd or even as before.
+    """
     sizes = images.shape[-2:]
     most = MOST_ASPECT * min(sizes)
     for axis, length in zip((-2, -1), sizes, strict=True):
         if length > most:
-            kept = most + (length - most) % 2  # as odd as before: the middle stays where it is
+            kept = most + (length - most) % 2
+            while kept < length and (round(kept * scale) - round(length * scale)) % 2:
+                kept += 2
             images = images.narrow(axis, (length - kept) // 2, kept)
     return images

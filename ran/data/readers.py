@@ -3,12 +3,13 @@
 import math
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.readers import reader_wds
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError
@@ -138,6 +139,7 @@ def _open(reader: str, path: str, split: str, options: DataOptions, *, training:
     # asked first: some of timm's readers print when they miss it, one fails later in other words
     if not _installed(package.replace("-", "_")):
         raise missing
+    _open_images_here()
     try:
         return create_dataset(
             reader,
@@ -152,6 +154,19 @@ def _open(reader: str, path: str, split: str, options: DataOptions, *, training:
     except Exception as error:  # every library behind a reader has exceptions of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{reader}: cannot open its part {split!r}: {reason}") from None
+
+
+class _Image:
+    """In place of Pillow's module in timm's reader of WebDatasets, of which it uses ``open``."""
+
+    @staticmethod
+    def open(file: IO[bytes]) -> Image.Image:
+        return open_image(file, 3)
+
+
+def _open_images_here() -> None:
+    """Has timm open what a shard holds as any other image: it asks Pillow for all its formats."""
+    reader_wds.Image = _Image
 
 
 def _installed(module: str) -> bool:
@@ -197,4 +212,5 @@ def _collate(samples: list[Any]) -> Batch:
 
 
 def _seed_worker(seed: int, worker: int) -> None:
+    _open_images_here()  # a process that is not forked has imported timm anew
     seed_all(seed_of(seed, worker))

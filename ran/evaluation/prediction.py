@@ -1,5 +1,6 @@
 """Classes of image files: what ``ran predict`` does."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def _readable(
             images.append(load_image(path, card))
             errors.append(None)
         except UserError as error:
-            if not skip or not path.exists():
+            if not skip or not os.path.lexists(path):
                 raise
             errors.append(str(error))
     return torch.stack(images) if images else torch.empty(0), errors

@@ -14,28 +14,13 @@ import torch
 from PIL import Image
 
 import ran as package
-from ran.data import ImageData, Preprocessing, load_data
+from ran.data import ImageData, load_data
 from ran.evaluation import evaluation as ran_evaluation
 from ran.files import replacing, stopping_cleanly
-from ran.weights.network_card import NetworkCard, load_network, save_network
-from tests.tiny import TINY_OPTIONS, make_folder, random_image
+from ran.weights.network_card import load_network, save_network
+from tests.tiny import make_folder, random_image
 
 from .test_cli import ran, refused
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network that knows cats and dogs no better than chance. For reading only."""
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    card = NetworkCard(
-        "attention56_cifar_pool",
-        ("cat", "dog"),
-        Preprocessing(16, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        TINY_OPTIONS,
-    )
-    save_network(card.build(), card, folder)
-    return folder
 
 
 @pytest.fixture
