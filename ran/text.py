@@ -1,6 +1,7 @@
 """Words for people: counted nouns, and names that a line can hold."""
 
 import json
+import unicodedata
 from typing import Any
 
 #: Endings of nouns whose plural takes -es.
@@ -18,13 +19,19 @@ def printable(text: str) -> str:
     """``text`` on one line and in characters that every font and encoding of UTF-8 may be given.
 
     What is no character (bytes of a file's name that are no UTF-8) and what a terminal would obey
-    (line ends, escapes) is written as Python writes it: ``\\xff``, ``\\n``.
+    (line ends, escapes, a change of direction) is written as Python does: ``\\xff``, ``\\n``.
     """
     if text.isprintable():
         return text
-    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    # spaces of any width and joined emoji are no printable characters to Python, and harmless
-    return "".join(c if c >= "\xa0" or c.isprintable() else repr(c)[1:-1] for c in whole)
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    # not printable to Python, but harmless: spaces of any width, and what joins letters and emoji
+    harmless = character in "\u200c\u200d" or unicodedata.category(character) == "Zs"
+    return character if character.isprintable() or harmless else repr(character)[1:-1]
 
 
 def json_text(content: Any) -> str:

@@ -144,7 +144,7 @@ def test_eval_leaves_damaged_images_out_and_counts_them(
     content = json.loads(ran(*arguments, "--skip-unreadable", "--json").stdout)
     assert (content["images"], content["unreadable_images"]) == (5, 1)
     assert [row["images"] for row in content["classes"]] == [3, 2]
-    assert "1 unreadable images were left out" in ran(*arguments, "--skip-unreadable").stdout
+    assert "1 unreadable image left out" in ran(*arguments, "--skip-unreadable").stdout
     if kind == "imagenet":
         for image in (data / "test").glob("*/*"):
             image.write_bytes(b"")
@@ -169,7 +169,7 @@ def test_predict_goes_on_without_damaged_images_when_told_to(
     assert len(list((photos.parent / "masks").rglob("*.png"))) == 3
     for form in ("--csv", "--deploy"):
         result = ran(*going_on, form)
-        assert result.stderr.startswith(f"1 unreadable images left out, first {damaged}: ")
+        assert result.stderr.startswith(f"1 unreadable image left out, first {damaged}: ")
         assert "aa.png" not in result.stdout
     refused(ran(*arguments[:2], damaged, "--skip-unreadable"), "at least", str(damaged))
     missing = photos / "no.png"
