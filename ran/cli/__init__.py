@@ -23,8 +23,10 @@ from .train import train
 
 # Wrong usage, whichever click typer brings: its own in newer versions.
 _UsageError: Any = typer.BadParameter.__base__
-#: Exit codes of a program ended with Ctrl-C, or as nobody reads on, as shells have them.
-INTERRUPTED, UNREAD = 130, 141
+#: Exit code of a program ended with Ctrl-C, as shells have it.
+INTERRUPTED = 130
+#: And as nobody reads on what it prints, as rich and click have it.
+UNREAD = 1
 
 
 class _Group(TyperGroup):
@@ -35,7 +37,8 @@ class _Group(TyperGroup):
             return super().main(*arguments, **{**options, "standalone_mode": False})
         _prepare_streams()
         try:
-            _refuse_empty(options.get("args") or sys.argv[1:])
+            given = options.get("args", arguments[0] if arguments else None)
+            _refuse_empty(sys.argv[1:] if given is None else given)
             code = super().main(*arguments, **{**options, "standalone_mode": False})
             sys.stdout.flush()  # while a full disk can still be told
         except BrokenPipeError:  # `ran models | head`

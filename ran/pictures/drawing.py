@@ -130,7 +130,9 @@ def scales_of(frames: Sequence[Sequence[ImageView]]) -> Scales:
                     if channel.mask is not None:
                         include(index, module, f"mask {channel.number}", *_limits(channel.mask))
                     both = np.concatenate([channel.before.ravel(), channel.after.ravel()])
-                    high = float(np.quantile(np.abs(both), QUANTILE))
+                    sizes = np.abs(both)
+                    # the greatest where few differ from zero, as after a ReLU
+                    high = float(np.quantile(sizes, QUANTILE)) or float(sizes.max())
                     include(index, module, f"{_FEATURES} {channel.number}", -high, high)
     return found
 
@@ -257,7 +259,9 @@ def _draw_channel(
 ) -> None:
     def features(x: float, values: np.ndarray) -> None:
         axes = bare(canvas.axes(x, top, CELL, CELL))
-        axes.imshow(values, FEATURE_COLORS, vmin=scale[0], vmax=scale[1], aspect="auto")
+        # features that are zero everywhere are white like any other zero
+        low, high = scale if scale[1] else (-1, 1)
+        axes.imshow(values, FEATURE_COLORS, vmin=low, vmax=high, aspect="auto")
         axes.spines[:].set(visible=True, color=FRAME_COLOR, linewidth=0.8)
 
     # the scale's ends: features have no range of their own, and noise of 1e-9 looks like any other

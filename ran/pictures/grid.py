@@ -54,8 +54,8 @@ def save_grid(
     )
     figure.suptitle(f"Attention masks of {title}", fontsize=12)
     figure.supxlabel(
-        "brightness: the image; colour: the mask's mean over channels, each module's on a scale of "
-        f"its own, no narrower than {LEAST_SPAN}",
+        "brightness: the image; colour: the mask's\nmean over channels, each module's on a scale\n"
+        f"of its own, no narrower than {LEAST_SPAN}",
         fontsize=9,
     )
     grid = figure.subplots(

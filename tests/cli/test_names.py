@@ -247,7 +247,7 @@ def test_a_full_disk_is_one_line_with_the_file_and_the_reason(
     name: str, free: int, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Where the first byte finds no room, and a later one."""
-    if free and not name.startswith(("x.c", "x.p", "model")):
+    if free and name not in ("x.ckpt", "model.safetensors", "x.json", "x.csv", "x.png"):
         pytest.skip("as with none, and it takes seconds")
     random_image((20, 20), 0).save(tmp_path / "image.png")
     folder = tmp_path / "full"
@@ -283,4 +283,4 @@ def test_an_output_that_takes_nothing_is_one_line() -> None:
     os.close(reader)  # as `head` does once it has enough
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (141, b"")
+    assert (ended.returncode, ended.stderr) == (1, b"")

@@ -7,7 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ran.pictures.drawing import ImageView, save_animation, save_page
+from ran.pictures.drawing import (
+    ABOVE,
+    CELL,
+    HEADING,
+    TITLE,
+    ImageView,
+    _columns,
+    save_animation,
+    save_page,
+)
 from ran.pictures.grid import LEAST_SPAN, color_limits, save_grid
 from ran.pictures.views import ChannelView, ModuleView
 
@@ -45,6 +54,21 @@ def test_a_mask_of_noise_is_drawn_without_contrast(cbam: bool, tmp_path: Path) -
     for noise, drawn in zip(found["noise"], found["strong"], strict=True):
         assert (drawn > 100).sum() > 2000
         assert np.quantile(noise, 0.99) < 40
+
+
+def test_features_that_are_zero_are_white_and_one_alone_is_seen(tmp_path: Path) -> None:
+    zero, one = np.zeros((2, 40, 40), dtype=np.float32)
+    one[20, 20] = 1e-3
+    channels = tuple(ChannelView(n, None, x, NOISE, x) for n, x in enumerate((zero, one)))
+    view = ImageView(GRAY, "cat", (ModuleView("m", 2, NOISE, None, channels),))
+    save_page(tmp_path / "x.png", [view], title="t")
+    pixels = np.asarray(Image.open(tmp_path / "x.png").convert("RGB")).astype(int)
+    top, inside = TITLE + HEADING + ABOVE, slice(6, CELL - 6)
+    dead, alive = (
+        pixels[top:][inside, int(x) :][:, inside].min(-1) for x in np.take(_columns(3)[2], (0, 3))
+    )
+    assert dead.min() > 240
+    assert 1 <= (alive < 100).sum() < 40  # a pixel of the picture's features, and none around it
 
 
 def test_a_grids_mask_of_noise_is_drawn_without_contrast(tmp_path: Path) -> None:
