@@ -172,8 +172,8 @@ def _require_channels(data: ImageData, card: NetworkCard) -> None:
     # Gray images are also RGB images of equal channels; to take the colours away is a choice.
     if ours != theirs and (theirs, ours) != (1, 3):
         raise UserError(
-            f"{data.name}: expected images of {ours} channels, as {card.model} was trained on, "
-            f"got {theirs}"
+            f"{data.name}: expected images of {plural(ours, 'channel')}, as {card.model} was "
+            f"trained on, got {theirs}"
         )
 
 

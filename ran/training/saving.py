@@ -47,7 +47,7 @@ class CheckpointFiles(CheckpointIO):
                     os.fsync(file.fileno())
                 if path.name == LAST and path.exists():
                     _keep_as_previous(path)
-        except RuntimeError as error:  # torch's, where it does not come of the system
+        except (OSError, RuntimeError) as error:  # torch's, where no file's error is below it
             raise UserError(f"{path}: cannot write the checkpoint: {_reason(error)}") from None
 
     def load_checkpoint(
@@ -277,10 +277,8 @@ def _keep_as_previous(path: Path) -> None:
     try:
         with replacing(previous) as kept:
             kept.hardlink_to(path)
-    except (
-        OSError,
-        UserError,
-    ):  # a file system without links; for a moment ``previous`` alone is there
+    except (OSError, UserError):
+        # a file system without links; for a moment ``previous`` alone is there
         os.replace(path, previous)
 
 

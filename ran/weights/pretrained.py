@@ -17,6 +17,7 @@ from ..models.cbam_resnet import CbamResNet
 from ..models.origin import Origin
 from ..models.registry import create_model
 from ..models.residual_attention import ResidualAttentionNetwork
+from ..text import plural
 
 if TYPE_CHECKING:
     from ..data.images import Preprocessing
@@ -139,12 +140,14 @@ def card_content(
     if class_names is not None:
         names, count = list(class_names), options.get("num_classes")
         if isinstance(class_names, str) or len(names) != count:
-            raise UserError(f"class_names: expected {count} names, got {class_names!r}")
+            expected = plural(count or 0, "name")
+            raise UserError(f"class_names: expected {expected}, got {class_names!r}")
         content["class_names"] = names
     if preprocessing is not None:
         channels, count = preprocessing.channels, options.get("in_chans")
         if channels != count:
-            raise UserError(f"preprocessing: expected {count} channels, got {channels}")
+            expected = plural(count or 0, "channel")
+            raise UserError(f"preprocessing: expected {expected}, got {channels}")
         content["preprocessing"] = preprocessing.to_json()
     return content
 
