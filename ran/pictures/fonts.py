@@ -51,7 +51,7 @@ def drawing(figure: Figure) -> Iterator[None]:
     """
     if len(families := _families()) > 1:
         for text in figure.findobj(Text):
-            text.set_fontfamily(families)  # type: ignore[attr-defined]  # of Text, as asked for
+            text.set_fontfamily(families)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
