@@ -35,7 +35,8 @@ class Indexed(Files):
     """A set whose images timm reads by number; ``samples`` is timm's reader."""
 
     def _open(self, index: int) -> tuple[Image.Image, int]:
-        file, label, *_ = self.samples[index]
+        sample: Any = self.samples[index]  # timm's reader gives files, not their names
+        file, label, *_ = sample
         try:
             with file:  # a reader gives open files, of which a process may have a thousand
                 return open_image(file, self.channels), int(label)
@@ -166,7 +167,7 @@ class _Image:
 
 def _open_images_here() -> None:
     """Has timm open what a shard holds as any other image: it asks Pillow for all its formats."""
-    reader_wds.Image = _Image
+    reader_wds.Image = _Image  # type: ignore[assignment]  # of which timm uses this alone
 
 
 def _installed(module: str) -> bool:
