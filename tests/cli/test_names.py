@@ -129,8 +129,9 @@ def test_masks_of_any_name_are_drawn_without_a_word(
 def test_class_names_of_any_script_are_drawn_without_a_word(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        names = ["猫", "犬\udcff"]
-        plot_confusion(tmp_path / "x.png", np.eye(2, dtype=int), names, [(*names, 1)], title="宠物")
+        cat, dog = "猫", "犬\udcff"
+        path, matrix = tmp_path / "x.png", np.eye(2, dtype=int)
+        plot_confusion(path, matrix, [cat, dog], [(cat, dog, 1)], title="宠物")
     assert Image.open(tmp_path / "x.png").width > 300
 
 
@@ -212,32 +213,28 @@ def write_card(folder: Path, checkpoint: Path) -> None:
     save_network(network, card, folder)
 
 
-#: By the name of the file they write: every writer of this package.
+def draw_curves(path: Path) -> None:
+    row = {"epoch": 1, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": 0.5}
+    plot_curves(path, [row], title="x")
+
+
+def draw_masks(path: Path, checkpoint: Path) -> None:
+    package.plot_masks(checkpoint, path.parent.parent / "image.png", path)
+
+
+#: By the name of the file they write, given its path and a network's: every writer there is.
 WRITERS: dict[str, Callable[[Path, Path], Any]] = {
-    "x.ckpt": lambda folder, _: CheckpointFiles().save_checkpoint(
-        {"weights": torch.zeros(10_000)}, folder / "x.ckpt"
-    ),
-    "model.safetensors": write_card,
-    "x.json": lambda folder, _: write_json(folder / "x.json", {"names": ["cat"] * 1000}),
-    "x.csv": lambda folder, _: rows(folder),
-    **{
-        f"x.{suffix}": lambda folder, _, suffix=suffix: plot_curves(
-            folder / f"x.{suffix}",
-            [{"epoch": 1, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": 0.5}],
-            title="x",
-        )
-        for suffix in ("png", "pdf", "svg")
-    },
-    **{
-        name: lambda folder, checkpoint, name=name: package.plot_masks(
-            checkpoint, folder.parent / "image.png", folder / name
-        )
-        for name in ("masks.gif", "masks.png")
-    },
-    **{
-        name: lambda folder, checkpoint, name=name: package.export(checkpoint, folder / name)
-        for name in ("x.pt2", "x.onnx")
-    },
+    "x.ckpt": lambda path, _: CheckpointFiles().save_checkpoint({"x": torch.zeros(10_000)}, path),
+    "model.safetensors": lambda path, checkpoint: write_card(path.parent, checkpoint),
+    "x.json": lambda path, _: write_json(path, {"names": ["cat"] * 1000}),
+    "x.csv": lambda path, _: rows(path.parent),
+    "x.png": lambda path, _: draw_curves(path),
+    "x.pdf": lambda path, _: draw_curves(path),
+    "x.svg": lambda path, _: draw_curves(path),
+    "masks.gif": draw_masks,
+    "masks.png": draw_masks,
+    "x.pt2": lambda path, checkpoint: package.export(checkpoint, path),
+    "x.onnx": lambda path, checkpoint: package.export(checkpoint, path),
 }
 
 
@@ -256,7 +253,7 @@ def test_a_full_disk_is_one_line_with_the_file_and_the_reason(
     resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
     try:
         with pytest.raises(UserError) as caught:
-            WRITERS[name](folder, checkpoint)
+            WRITERS[name](folder / name, checkpoint)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value).startswith(f"{folder / name}: cannot write the ")
