@@ -4,8 +4,13 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: Greatest side in pixels of what a network sees: above it a single image takes gigabytes.
+MOST_IMAGE_SIZE = 8192
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -43,6 +48,12 @@ def require_known(name: str, known: Collection[str], got: str, *, listed: str = 
 def require_probability(name: str, got: object) -> None:
     """Raise ValueError unless ``got`` is a number from 0 to 1."""
     require(isinstance(got, int | float) and 0 <= got <= 1, name, "a probability", got)
+
+
+def require_image_size(size: int) -> None:
+    """Raise UserError unless images of ``size`` pixels a side can be held."""
+    if not is_count(size, 1) or size > MOST_IMAGE_SIZE:
+        raise UserError(f"image_size: expected 1 to {MOST_IMAGE_SIZE} pixels, got {size}")
 
 
 def require_head(num_classes: int, global_pool: str) -> None:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from .errors import UserError
+from .text import json_text
 
 #: Seconds for which a part of a file of another machine's process must have been left alone.
 ABANDONED = 3600
@@ -51,18 +52,51 @@ def is_abandoned(path: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, what: str = "the file") -> Iterator[Path]:
     """Gives a new path beside ``path`` to write to; renamed to ``path`` if the block succeeds.
 
     If the block raises, the new file is removed and ``path`` is as it was. The new name keeps the
     suffix, from which several writers choose the format.
+
+    Raises:
+        UserError: says that ``what`` cannot be written to ``path`` and why: the system refused it,
+            in whichever exception the writer wraps that. Others stay as they are.
     """
     partial = partial_path(path)
     try:
         yield partial
         os.replace(partial, path)
+    except Exception as error:
+        reason = _refusal(error, (str(path), str(partial)))
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot write {what}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _refusal(error: BaseException | None, names: tuple[str, ...]) -> str | None:
+    """What the system said of a file of ``names``, or of one that it does not name.
+
+    It may lie below the exception of a library: of a full disk torch's writer says "unexpected
+    pos 64 vs 0", on top of the error of the file's own write.
+    """
+    while error is not None and not isinstance(error, UserError):
+        if isinstance(error, OSError):
+            known = error.filename is None or os.fsdecode(error.filename) in names
+            return (error.strerror or " ".join(str(error).split())) if known else None
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def require_path(name: str, path: str | Path) -> Path:
+    """``path``, unless it is empty: Python and shells take that for the current folder.
+
+    Raises UserError that calls it ``name``.
+    """
+    if not os.fspath(path):
+        raise UserError(f"{name}: expected a path, got an empty one")
+    return Path(path)
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
@@ -118,7 +152,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes ``content`` as indented JSON in one step."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_text(json_text(content) + "\n", "utf-8")
 
 
 def read_json(path: Path, *, format: str, version: int) -> dict[str, Any]:

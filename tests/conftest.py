@@ -55,6 +55,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> "TrainingResult":
     return train(tiny_settings(folder, epochs=5))
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network that knows cats and dogs no better than chance. For reading only."""
+    from ran.data import Preprocessing
+    from ran.weights.network_card import NetworkCard, save_network
+
+    from .tiny import TINY_OPTIONS
+
+    folder: Path = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    card = NetworkCard(
+        "attention56_cifar_pool",
+        ("cat", "dog"),
+        Preprocessing(16, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        TINY_OPTIONS,
+    )
+    save_network(card.build(), card, folder)
+    return folder
+
+
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains on 96 digits, tests on 40 and draws nothing: accuracy is tested elsewhere."""

@@ -1,13 +1,17 @@
 """The command line: one file a command, thin over the Python functions that do the same."""
 
+import io
+import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from ..errors import UserError
+from ..text import printable
 from .bench import bench
 from .eval import evaluate
 from .export import export
@@ -21,6 +25,8 @@ from .train import train
 _UsageError: Any = typer.BadParameter.__base__
 #: Exit code of a program ended with Ctrl-C, as shells have it.
 INTERRUPTED = 130
+#: And as nobody reads on what it prints, as rich and click have it.
+UNREAD = 1
 
 
 class _Group(TyperGroup):
@@ -29,13 +35,21 @@ class _Group(TyperGroup):
     def main(self, *arguments: Any, **options: Any) -> Any:
         if not options.pop("standalone_mode", True):
             return super().main(*arguments, **{**options, "standalone_mode": False})
+        _prepare_streams()
         try:
+            given = options.get("args", arguments[0] if arguments else None)
+            _refuse_empty(sys.argv[1:] if given is None else given)
             code = super().main(*arguments, **{**options, "standalone_mode": False})
+            sys.stdout.flush()  # while a full disk can still be told
+        except BrokenPipeError:  # `ran models | head`
+            _forget_output()
+            code = UNREAD
         except UserError as error:
             code = _fail("ran", str(error))
         except _UsageError as error:
             code = _report_usage(error)
         except OSError as error:  # of a file or disk that nothing above knew more about
+            _forget_output()
             code = _fail("ran", " ".join(str(error).split()))
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
@@ -46,6 +60,36 @@ class _Group(TyperGroup):
         if code == INTERRUPTED:
             typer.echo("ran: interrupted", err=True)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """A name that the terminal's encoding lacks is written with escapes, and is no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Lines of Pillow's own source, of metadata that nobody asked for
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _forget_output() -> None:
+    """Drops what could not be written: Python would try again at its end, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises UserError for "", which a script's unset variable leaves, and a path takes for ".".
+
+    Options of a single word, such as --output= with nothing behind it, are the same.
+    """
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = word.partition("=")
+        if not word:
+            raise UserError(f"{before or 'ran'}: expected a value after it, got an empty one")
+        if equals and not value and name.startswith("-"):
+            raise UserError(f"{name}: expected a value after it, got an empty one")
 
 
 def _report_usage(error: Any) -> int:
@@ -59,7 +103,7 @@ def _report_usage(error: Any) -> int:
 
 
 def _fail(who: str, message: str) -> int:
-    typer.echo(f"{who}: {message}", err=True)
+    typer.echo(f"{who}: {printable(message)}", err=True)
     return 2
 
 

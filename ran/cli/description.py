@@ -9,6 +9,7 @@ from ran_kernels.__main__ import report as kernel_report
 from ..errors import UserError
 from ..models.profile import count_multiply_adds, count_parameters
 from ..pictures.views import has_attention
+from ..text import plural
 from ..weights.network_card import load_network
 
 #: The packages that decide what ``ran`` computes and writes; those of ``ran_kernels`` are its own.
@@ -51,7 +52,7 @@ def describe(checkpoint: str | Path) -> dict[str, str]:
         "model": card.model,
         "options": ", ".join(f"{key}={value}" for key, value in card.options.items()) or "none",
         "classes": f"{len(card.class_names)}: {_listed(card.class_names)}",
-        "input": f"{channels} channels, {size}×{size} pixels: "
+        "input": f"{plural(channels, 'channel')}, {size}×{size} pixels: "
         f"resized to {round(size / preprocessing.crop_fraction)} on the shorter side, the middle "
         "cropped",
         "mean": ", ".join(f"{value:g}" for value in preprocessing.mean),

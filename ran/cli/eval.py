@@ -1,6 +1,5 @@
 """``ran eval``."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..text import plural, printable
 from .arguments import BatchSize, Checkpoint, Data, Device, Overwrite, SkipUnreadable
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..evaluation.scores import Evaluation
@@ -76,7 +77,7 @@ def evaluate(
             progress=True,
         )
     if as_json:
-        typer.echo(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False))
+        print_json(evaluation.to_json())
         return
     _print(evaluation)
     if drawn:
@@ -92,24 +93,24 @@ def _print(evaluation: "Evaluation") -> None:
         table.columns[number].overflow = "fold"  # not cut short, as names may begin alike
     for score in evaluation.classes():
         table.add_row(
-            score.name,
+            printable(score.name),
             f"{score.images:,}",
             _share(score.accuracy),
             _share(score.precision),
-            score.confused_with or "",
+            printable(score.confused_with or ""),
         )
     console.print(table)
     tta = "" if evaluation.tta == "none" else f", with {evaluation.tta}"
     lines: tuple[str, ...] = (
         f"{evaluation.model} on {evaluation.data} at {evaluation.image_size}×"
-        f"{evaluation.image_size}{tta}: {evaluation.images:,} images",
+        f"{evaluation.image_size}{tta}: {plural(evaluation.images, 'image')}",
         f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}",
         f"{evaluation.images_per_second:,.0f} images/s with reading, {evaluation.seconds:.1f} s",
     )
     if evaluation.unreadable:
-        lines += (f"{evaluation.unreadable:,} unreadable images were left out",)
+        lines += (f"{plural(evaluation.unreadable, 'unreadable image')} left out",)
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, soft_wrap=True)
 
 
 def _share(value: float | None) -> str:

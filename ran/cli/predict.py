@@ -1,7 +1,6 @@
 """``ran predict``."""
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
+from ..text import plural, printable
 from .arguments import BatchSize, Checkpoint, Deploy, Device, Overwrite, SkipUnreadable
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..evaluation.prediction import Prediction
@@ -24,7 +25,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE|FOLDER",
-            help="Image files, and folders with image files at any depth.",
+            help="Image files, and folders with image files at any depth. Of an animation, and of "
+            "a file of several pages, the first picture counts.",
         ),
     ],
     topk: Annotated[int, typer.Option(help="Classes to print for each image.")] = 5,
@@ -69,7 +71,8 @@ def predict(
     write(predictions)
     if errors := [prediction.error for prediction in predictions if prediction.error]:
         # beside the output, in which a program that reads CSV expects rows alone
-        typer.echo(f"{len(errors):,} unreadable images left out, first {errors[0]}", err=True)
+        count = plural(len(errors), "unreadable image")
+        typer.echo(f"{count} left out, first {printable(errors[0])}", err=True)
 
 
 def _write_json(predictions: "Sequence[Prediction]") -> None:
@@ -84,7 +87,7 @@ def _write_json(predictions: "Sequence[Prediction]") -> None:
         }
         for prediction in predictions
     ]
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    print_json(content)
 
 
 def _write_csv(predictions: "Sequence[Prediction]") -> None:
@@ -103,6 +106,6 @@ def _print_table(predictions: "Sequence[Prediction]") -> None:
     for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes):
             last = rank == len(prediction.classes) - 1
-            path = str(prediction.path) if rank == 0 else ""
-            table.add_row(path, name, f"{probability:.2%}", end_section=last)
+            path = printable(str(prediction.path)) if rank == 0 else ""
+            table.add_row(path, printable(name), f"{probability:.2%}", end_section=last)
     Console(markup=False, emoji=False).print(table)

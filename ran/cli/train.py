@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..processes import find_processes
+from ..text import plural
 from ..training.settings import TrainingSettings, make_settings
 from .arguments import SkipUnreadable, TrainingData
 
@@ -144,11 +145,11 @@ def _print_result(console: Console, result: "TrainingResult") -> None:
         )
     console.print(table)
     text = (
-        f"{len(result.rows)} epochs in {result.last['seconds']:.0f} s. The best epoch is chosen by "
-        "its accuracy on the test images, the last is not."
+        f"{plural(len(result.rows), 'epoch')} in {result.last['seconds']:.0f} s. The best epoch is "
+        "chosen by its accuracy on the test images, the last is not."
     )
     if result.unreadable:
-        text += f" {result.unreadable:,} unreadable images were left out."
+        text += f" {plural(result.unreadable, 'unreadable image')} left out."
     console.print(text, highlight=False, soft_wrap=True)
     written = ", ".join(sorted(path.name for path in result.folder.iterdir()))
     console.print(f"Written to {result.folder}: {written}", highlight=False, soft_wrap=True)

@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks import require_image_size
 from ..errors import UserError
 from . import augment
 from .dataset import Batch, ImageData
-from .images import SMALL_IMAGE, Preprocessing, read_image
+from .decoding import read_image
+from .images import SMALL_IMAGE, Preprocessing
 
 if TYPE_CHECKING:
     from .options import DataOptions
@@ -59,6 +61,7 @@ def load_data(
     Raises:
         UserError: no such data set or augmentation, or the set lacks something.
     """
+    require_image_size(image_size)  # before the images are read
     kind, _, path = name.partition(":")
     reader = kind.partition("/")[0] if "/" in kind else ""
     if augmentation == "auto":

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from ..text import plural
 from .augment import Augmentation
 from .images import Preprocessing
 from .order import TestOrder, TrainingOrder
@@ -148,7 +149,8 @@ class ImageData:
         if hasattr(self.test, "stream"):
             return self.test.stream(batch_size, None, self.workers)
         if len(self.test) < processes:
-            raise UserError(f"{self.name}: expected {processes} test images, has {len(self.test)}")
+            expected = plural(processes, "test image")
+            raise UserError(f"{self.name}: expected {expected}, has {len(self.test)}")
         order = TestOrder(len(self.test), batch_size, rank=rank, processes=processes)
         return self._loader(self.test, order)
 

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from ..errors import UserError
 from ..processes import usable_cores
 from .augment import unchanged
 from .dataset import Batch, ImageData, InMemory, Split, Unreadable
-from .images import IMAGE_SUFFIXES, SMALL_IMAGE, Preprocessing, check_images, open_image
+from .decoding import check_images, open_image
+from .images import SMALL_IMAGE, Preprocessing
+from .listing import image_files, is_hidden
 from .options import DataOptions
 from .order import seed_all
 from .transforms import to_size, training_transform
@@ -58,11 +59,14 @@ class Files:
         seed = getattr(indices, "seed", None)
         if self.random and seed is not None:
             seed_all(seed)
-        samples = [sample for index in indices if (sample := self._read(index))]
-        images = [self.transform(image) for image, _ in samples]
+        images, labels = [], []
+        for index in indices:  # one at a time: at its full size each may take hundreds of MB
+            if sample := self._read(index):
+                images.append(self.transform(sample[0]))
+                labels.append(sample[1])
         return (
             torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
-            torch.tensor([label for _, label in samples], dtype=torch.int64),
+            torch.tensor(labels, dtype=torch.int64),
         )
 
     def _open(self, index: int) -> tuple[Image.Image, int]:
@@ -120,15 +124,12 @@ def load_folder(
         where = part_roots[0] if odd in class_names[1] else part_roots[1]
         raise UserError(f"{where}: expected the same classes as beside it, has no {odd!r}")
 
-    folders = [
-        ImageFolder(str(part), is_valid_file=_is_image, allow_empty=True) for part in part_roots
-    ]
     unreadable, grayscale = Unreadable(), False
-    samples = [folder.samples for folder in folders]
+    samples = [_samples(part, names) for part, names in zip(part_roots, class_names, strict=True)]
     if check:
         grayscale, samples = _readable(samples, unreadable, skip=options.skip_unreadable)
-    for part, folder, kept in zip(part_roots, folders, samples, strict=True):
-        _refuse_empty_classes(part, folder.class_to_idx, kept)
+    for part, names, kept in zip(part_roots, class_names, samples, strict=True):
+        _refuse_empty_classes(part, names, kept)
 
     channels, size = 1 if grayscale else 3, image_size
     preprocessing = Preprocessing(
@@ -200,23 +201,32 @@ def _parts(root: Path, *, test_only: bool) -> list[Path]:
 
 
 def _class_names(part: Path) -> list[str]:
-    names = sorted(entry.name for entry in part.iterdir() if entry.is_dir())
+    folders = (entry for entry in part.iterdir() if entry.is_dir())
+    names = sorted(entry.name for entry in folders if not is_hidden(entry.name))
     if len(names) < 2:
         raise UserError(f"{part}: expected folders of 2 or more classes, has {len(names)}")
+    for name in names:
+        # it becomes a class's name, which files of UTF-8 hold
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise UserError(f"{part / name}: expected a class's name in UTF-8")
     return names
 
 
+def _samples(part: Path, class_names: Sequence[str]) -> list[tuple[str, int]]:
+    return [
+        (str(path), number)
+        for number, name in enumerate(class_names)
+        for path in image_files(part / name)
+    ]
+
+
 def _refuse_empty_classes(
-    part: Path, numbers: dict[str, int], samples: list[tuple[str, int]]
+    part: Path, class_names: Sequence[str], samples: list[tuple[str, int]]
 ) -> None:
     found = {label for _, label in samples}
-    for name, number in numbers.items():
+    for number, name in enumerate(class_names):
         if number not in found:
             raise UserError(f"{part / name}: expected images of class {name!r}, has none")
-
-
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES) and not Path(path).name.startswith(".")
 
 
 def _gray(rgb: tuple[float, ...]) -> tuple[float, ...]:

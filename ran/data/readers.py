@@ -3,19 +3,21 @@
 import math
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.readers import reader_wds
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError
 from .augment import unchanged
 from .dataset import Batch, ImageData, Unreadable
+from .decoding import open_image
 from .folder import Files, usual_crop
-from .images import Preprocessing, open_image
+from .images import Preprocessing
 from .options import DataOptions
 from .order import seed_all, seed_of
 from .transforms import to_size, training_transform
@@ -33,9 +35,11 @@ class Indexed(Files):
     """A set whose images timm reads by number; ``samples`` is timm's reader."""
 
     def _open(self, index: int) -> tuple[Image.Image, int]:
-        file, label, *_ = self.samples[index]
+        sample: Any = self.samples[index]  # timm's reader gives files, not their names
+        file, label, *_ = sample
         try:
-            return open_image(file, self.channels), int(label)
+            with file:  # a reader gives open files, of which a process may have a thousand
+                return open_image(file, self.channels), int(label)
         except UserError as error:  # which names the open file, not where it is from
             name = self.samples.filename(index)  # type: ignore[attr-defined]  # of readers
             raise UserError(f"{name}: {str(error).partition(': ')[2]}") from None
@@ -136,6 +140,7 @@ def _open(reader: str, path: str, split: str, options: DataOptions, *, training:
     # asked first: some of timm's readers print when they miss it, one fails later in other words
     if not _installed(package.replace("-", "_")):
         raise missing
+    _open_images_here()
     try:
         return create_dataset(
             reader,
@@ -150,6 +155,19 @@ def _open(reader: str, path: str, split: str, options: DataOptions, *, training:
     except Exception as error:  # every library behind a reader has exceptions of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{reader}: cannot open its part {split!r}: {reason}") from None
+
+
+class _Image:
+    """In place of Pillow's module in timm's reader of WebDatasets, of which it uses ``open``."""
+
+    @staticmethod
+    def open(file: IO[bytes]) -> Image.Image:
+        return open_image(file, 3)
+
+
+def _open_images_here() -> None:
+    """Has timm open what a shard holds as any other image: it asks Pillow for all its formats."""
+    reader_wds.Image = _Image  # type: ignore[assignment]  # of which timm uses this alone
 
 
 def _installed(module: str) -> bool:
@@ -195,4 +213,5 @@ def _collate(samples: list[Any]) -> Batch:
 
 
 def _seed_worker(seed: int, worker: int) -> None:
+    _open_images_here()  # a process that is not forked has imported timm anew
     seed_all(seed_of(seed, worker))

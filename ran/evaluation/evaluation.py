@@ -15,7 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from ..data import Batch, ImageData, load_data
 from ..devices import choose_device
 from ..errors import UserError
+from ..files import require_path
 from ..pictures.plots import plot_confusion, require_picture
+from ..text import plural
 from ..weights.inference import class_probabilities, require_finite
 from ..weights.network_card import NetworkCard, load_network
 from .scores import Evaluation
@@ -73,7 +75,7 @@ def evaluate(
         if value is not None and value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     if confusion is not None:
-        require_picture(Path(confusion), overwrite=overwrite)
+        require_picture(require_path("confusion", confusion), overwrite=overwrite)
     chosen = choose_device(device)
     network, card = load_network(checkpoint)
     size = card.preprocessing.image_size if image_size is None else image_size
@@ -144,7 +146,7 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
         [evaluation.class_names[number] for number in there],
         evaluation.confusions(),
         title=f"{evaluation.model} on {evaluation.data}: {evaluation.top1:.2%} of "
-        f"{evaluation.images:,} images right",
+        f"{plural(evaluation.images, 'image')} right",
     )
 
 
@@ -170,8 +172,8 @@ def _require_channels(data: ImageData, card: NetworkCard) -> None:
     # Gray images are also RGB images of equal channels; to take the colours away is a choice.
     if ours != theirs and (theirs, ours) != (1, 3):
         raise UserError(
-            f"{data.name}: expected images of {ours} channels, as {card.model} was trained on, "
-            f"got {theirs}"
+            f"{data.name}: expected images of {plural(ours, 'channel')}, as {card.model} was "
+            f"trained on, got {theirs}"
         )
 
 

@@ -1,5 +1,6 @@
 """Classes of image files: what ``ran predict`` does."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.images import IMAGE_SUFFIXES
+from ..data.listing import image_files
 from ..devices import choose_device
 from ..errors import UserError
-from ..files import require_folder, require_writable
+from ..files import require_folder, require_path, require_writable
 from ..serving.deploy import deploy as make_deployed
 from ..weights.inference import (
     class_probabilities,
@@ -47,16 +48,11 @@ def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
         UserError: nothing was given, or a folder has no images in it.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, given):
+    for path in (require_path("images", each) for each in given):
         if not path.is_dir():
             found[path] = Path(path.name)
             continue
-        files = sorted(
-            entry
-            for entry in path.rglob("*")
-            if entry.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in entry.relative_to(path).parts)
-        )
+        files = sorted(image_files(path))
         if not files:
             raise UserError(f"{path}: expected images in the folder, found none")
         found |= {file: file.relative_to(path) for file in files}
@@ -105,7 +101,9 @@ def predict(
             raise UserError(f"{name}: expected a positive integer, got {value}")
     chosen = choose_device(device)
     files = find_images([images] if isinstance(images, str | Path) else images)
-    pictures = {} if masks is None else _picture_paths(files, Path(masks), overwrite)
+    pictures = (
+        {} if masks is None else _picture_paths(files, require_path("masks", masks), overwrite)
+    )
     network, card = load_network(checkpoint)
     network.to(chosen)
     if masks is not None:
@@ -150,7 +148,7 @@ def _readable(
             images.append(load_image(path, card))
             errors.append(None)
         except UserError as error:
-            if not skip or not path.exists():
+            if not skip or not os.path.lexists(path):
                 raise
             errors.append(str(error))
     return torch.stack(images) if images else torch.empty(0), errors

@@ -13,7 +13,9 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import replacing
-from .grid import FLAT, MASK_COLORS, bare, tinted
+from ..text import plural
+from .fonts import drawing, legible
+from .grid import FLAT, LEAST_SPAN, MASK_COLORS, bare, color_limits, tinted
 from .plots import save_figure
 from .views import ChannelView, ModuleView
 
@@ -41,8 +43,9 @@ TALLEST = 30_000
 FRAME_MS, LAST_FRAME_MS = 900, 2500
 
 LEGEND = (
-    "Masks: blue is low and red is high, from the least to the greatest value as printed above; "
-    "over an image, brightness is the image's.\n"
+    "Masks: blue is low and red is high, from the least to the greatest value as printed above "
+    f"(where they are closer than {LEAST_SPAN}, on a scale of that);\n"
+    "over an image, brightness is the image's. "
     "Features: orange is positive, violet negative, white zero, on one scale before and after."
 )
 
@@ -97,18 +100,15 @@ def save_animation(
         for images, title in zip(frames, titles, strict=True)
     ]
     durations = [FRAME_MS] * (len(pages) - 1) + [LAST_FRAME_MS]
-    try:
-        with replacing(path) as partial:
-            pages[0].save(
-                partial,
-                format="GIF",
-                save_all=True,
-                append_images=pages[1:],
-                duration=durations,
-                loop=0,
-            )
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the animation: {error}") from None
+    with replacing(path, "the animation") as partial:
+        pages[0].save(
+            partial,
+            format="GIF",
+            save_all=True,
+            append_images=pages[1:],
+            duration=durations,
+            loop=0,
+        )
 
 
 def scales_of(frames: Sequence[Sequence[ImageView]]) -> Scales:
@@ -130,7 +130,9 @@ def scales_of(frames: Sequence[Sequence[ImageView]]) -> Scales:
                     if channel.mask is not None:
                         include(index, module, f"mask {channel.number}", *_limits(channel.mask))
                     both = np.concatenate([channel.before.ravel(), channel.after.ravel()])
-                    high = float(np.quantile(np.abs(both), QUANTILE))
+                    sizes = np.abs(both)
+                    # the greatest where few differ from zero, as after a ReLU
+                    high = float(np.quantile(sizes, QUANTILE)) or float(sizes.max())
                     include(index, module, f"{_FEATURES} {channel.number}", -high, high)
     return found
 
@@ -152,7 +154,12 @@ class _Canvas:
 
     def text(self, x: float, y: float, text: str, size: float = 9, **style: Any) -> None:
         self.figure.text(
-            x / self.width, 1 - y / self.height, text, fontsize=size, parse_math=False, **style
+            x / self.width,
+            1 - y / self.height,
+            legible(text),
+            fontsize=size,
+            parse_math=False,
+            **style,
         )
 
 
@@ -163,8 +170,8 @@ def _page(images: Sequence[ImageView], title: str, scales: Scales) -> Figure:
     if height > TALLEST:
         modules = max(len(image.modules) for image in images)
         raise UserError(
-            f"images: expected fewer, or fewer modules (--modules): {len(images)} images of "
-            f"{modules} modules make a picture of {height} pixels' height, at most {TALLEST}"
+            f"images: expected fewer, or fewer modules (--modules): {plural(len(images), 'image')} "
+            f"of {plural(modules, 'module')} make {height} pixels of height, at most {TALLEST}"
         )
     canvas = _Canvas(WIDTH, height)
     canvas.text(MARGIN, MARGIN, title, 13, va="top", weight="bold")
@@ -223,13 +230,14 @@ def _draw_module(
     size = "×".join(map(str, module.mask.shape))
     canvas.text(label, top + CELL / 2 - 10, _broken(module.name), 9.5, ha="right", va="center")
     canvas.text(
-        *(label, top + CELL / 2 + 20, f"{size}, {module.width} channels", 8.5),
+        *(label, top + CELL / 2 + 20, f"{size}, {plural(module.width, 'channel')}", 8.5),
         ha="right",
         va="center",
         color="0.35",
     )
     low, high = scales[index, module.name, "mask"]
-    _show(bare(canvas.axes(mask, top, CELL, CELL)), tinted(image.picture, module.mask, low, high))
+    overlay = tinted(image.picture, module.mask, *color_limits(low, high))
+    _show(bare(canvas.axes(mask, top, CELL, CELL)), overlay)
     _above(canvas, mask, top, _range(low, high))
     if module.gates is not None:
         _draw_gates(canvas, cells[0], top, module, scales[index, module.name, "gates"])
@@ -251,19 +259,23 @@ def _draw_channel(
 ) -> None:
     def features(x: float, values: np.ndarray) -> None:
         axes = bare(canvas.axes(x, top, CELL, CELL))
-        axes.imshow(values, FEATURE_COLORS, vmin=scale[0], vmax=scale[1], aspect="auto")
+        # features that are zero everywhere are white like any other zero
+        low, high = scale if scale[1] else (-1, 1)
+        axes.imshow(values, FEATURE_COLORS, vmin=low, vmax=high, aspect="auto")
         axes.spines[:].set(visible=True, color=FRAME_COLOR, linewidth=0.8)
 
+    # the scale's ends: features have no range of their own, and noise of 1e-9 looks like any other
+    name = f"channel {channel.number}, ±{scale[1]:.2g}"
     features(cells[0], channel.before)
     if channel.mask is not None and mask_scale is not None:
-        _above(canvas, cells[0], top, f"channel {channel.number}")
+        _above(canvas, cells[0], top, name)
         axes = bare(canvas.axes(cells[1], top, CELL, CELL))
-        low, high = mask_scale
+        low, high = color_limits(*mask_scale)
         axes.imshow(channel.mask, MASK_COLORS, vmin=low, vmax=high, aspect="auto")
-        _above(canvas, cells[1], top, _range(low, high))
+        _above(canvas, cells[1], top, _range(*mask_scale))
         features(cells[2], channel.after)
     else:
-        _above(canvas, cells[0], top, f"channel {channel.number}")
+        _above(canvas, cells[0], top, name)
         _above(canvas, cells[1], top, f"channel gate {channel.gate:.3f}")
         features(cells[1], channel.after)
 
@@ -276,11 +288,11 @@ def _draw_gates(
     # room for the numbers of both axes inside the two cells
     axes = canvas.axes(x + 30, top + 2, 2 * CELL + GAP - 34, CELL - 18)
     numbers = np.arange(len(gates))
-    axes.fill_between(numbers, gates, scale[0], step="mid", color="0.72", linewidth=0)
+    low, high = color_limits(*scale)
+    axes.fill_between(numbers, gates, low, step="mid", color="0.72", linewidth=0)
     shown = [channel.number for channel in module.channels]
     axes.plot(shown, gates[shown], "v", color="#b40426", markersize=5, clip_on=False)
-    low, high = scale
-    axes.set(xlim=(-0.5, len(gates) - 0.5), ylim=(low, high if high > low else low + 1e-6))
+    axes.set(xlim=(-0.5, len(gates) - 0.5), ylim=(low, high))
     axes.set_xticks([0, len(gates) - 1])
     axes.set_yticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
     axes.tick_params(labelsize=7.5, length=2, pad=2)
@@ -313,5 +325,6 @@ def _show(axes: Axes, picture: np.ndarray) -> None:
 
 def _pixels(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with drawing(figure):
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

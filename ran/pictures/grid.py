@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from .plots import plain, save_figure
+from .fonts import plain
+from .plots import save_figure
 
 #: From a low mask value to a high one.
 MASK_COLORS = "coolwarm"
@@ -21,6 +22,9 @@ MASK_COLORS = "coolwarm"
 DARKEST = 0.45
 #: What differs by less than this is one value.
 FLAT = 1e-5
+#: Least difference between a scale's ends, a tenth of what a mask can say. On a scale of its own
+#: values, a mask that is 0.498 everywhere would show attention where there is none.
+LEAST_SPAN = 0.1
 
 
 def save_grid(
@@ -28,7 +32,7 @@ def save_grid(
 ) -> None:
     """Draws a row for each image and a column for each module: the image, then the masks over it.
 
-    Every column has a colour scale of its own, from the least to the greatest value in it.
+    Every column has a colour scale of its own, see ``color_limits``.
 
     Args:
         path: picture to write; its suffix says the format.
@@ -49,7 +53,11 @@ def save_grid(
         layout="constrained",
     )
     figure.suptitle(f"Attention masks of {title}", fontsize=12)
-    figure.supxlabel("brightness: the image; colour: the mask's mean over channels", fontsize=9)
+    figure.supxlabel(
+        "brightness: the image; colour: the mask's\nmean over channels, each module's on a scale\n"
+        f"of its own, no narrower than {LEAST_SPAN}",
+        fontsize=9,
+    )
     grid = figure.subplots(
         *(count + 1, columns),
         squeeze=False,
@@ -75,15 +83,19 @@ def rgb_pictures(images: Tensor) -> np.ndarray:
     return pictures.repeat(3, axis=-1) if pictures.shape[-1] == 1 else pictures
 
 
+def color_limits(low: float, high: float) -> tuple[float, float]:
+    """The ends of the scale for values from ``low`` to ``high``: no closer than ``LEAST_SPAN``."""
+    wider = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - wider, high + wider
+
+
 def tinted(picture: np.ndarray, mask: np.ndarray, low: float, high: float) -> np.ndarray:
     """The mask's colour at the image's brightness: blending the two would leave neither readable.
 
-    (H, W, 3) from 0 to 1.
+    (H, W, 3) from 0 to 1; colours from ``low`` to ``high``.
     """
     height, width = picture.shape[:2]
     enlarged = tvf.resize(torch.from_numpy(mask)[None], [height, width], antialias=True)[0].numpy()
-    if high - low < FLAT:  # neither low nor high
-        low, high = low - 1, high + 1
     scale = ScalarMappable(Normalize(low, high), colormaps[MASK_COLORS])
     brightness = picture.mean(-1, keepdims=True) / 255
     return scale.to_rgba(enlarged)[..., :3] * (DARKEST + (1 - DARKEST) * brightness)
@@ -98,7 +110,7 @@ def bare(axes: Axes) -> Axes:
 def _draw_column(
     cells: list[Axes], bar: Axes, pictures: np.ndarray, name: str, masks: np.ndarray
 ) -> None:
-    low, high = masks.min(), masks.max()
+    low, high = color_limits(float(masks.min()), float(masks.max()))
     cells[0].set_title(f"{name}\n{masks.shape[1]}×{masks.shape[2]}", fontsize=9)
     for axes, picture, mask in zip(cells, pictures, masks, strict=True):
         axes.imshow(tinted(picture, mask, low, high))

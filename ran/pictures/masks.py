@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..data import ImageData, Preprocessing
 from ..devices import choose_device
 from ..errors import UserError
-from ..files import require_writable
+from ..files import require_path, require_writable
+from ..text import printable
 from ..weights.inference import class_probabilities, load_images
 from ..weights.network_card import NetworkCard, kept_checkpoints, load_network
 from .drawing import ImageView, save_animation, save_page
@@ -44,8 +45,8 @@ def plot_masks(
     Args:
         checkpoint: as for ``ran.weights.network_card.load_network``. Several of one training, in
             order, make an animated GIF: the channels are those that tell most in the last one, and
-            the colours mean the same in all frames. For a GIF, a training's folder stands for all
-            checkpoints that it kept of single epochs, if there are any.
+            the colours mean the same in all frames. For a GIF, the folder of a training stands for
+            all checkpoints that it kept of single epochs, if there are any.
         images: path of an image file, or several.
         output: picture to write; its suffix says the format, such as .png, .pdf or .svg, and .gif
             for several checkpoints.
@@ -58,7 +59,7 @@ def plot_masks(
             checkpoints are of different networks, or ``output`` exists or cannot be written.
             Nothing is written then.
     """
-    output = Path(output)
+    output = require_path("output", output)
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     images = [images] if isinstance(images, str | Path) else images
     if not checkpoints or not images:
@@ -151,7 +152,7 @@ def _animate(
         if (card.model, card.options) != (last.model, last.options):
             raise UserError(f"{path}: expected the same network as in {checkpoints[-1]}")
         frames.append(_views(network, card, images, modules, channels))
-    titles = [f"{_title(last)} · {Path(path).name}" for path in checkpoints]
+    titles = [f"{_title(last)} · {printable(Path(path).name)}" for path in checkpoints]
     save_animation(output, [*frames, final], titles)
 
 
@@ -189,11 +190,8 @@ def _views(
             pattern=modules,
             channels=None if channels is None else channels[index],
         )
-        views.append(
-            ImageView(
-                rgb_pictures(image)[0], "\n".join([_clipped(Path(path).name), *lines]), tuple(found)
-            )
-        )
+        caption = "\n".join([_clipped(printable(Path(path).name)), *lines])
+        views.append(ImageView(rgb_pictures(image)[0], caption, tuple(found)))
     return views
 
 

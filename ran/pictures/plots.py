@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..errors import UserError
 from ..files import replacing, require_writable
+from .fonts import drawing, plain
 
 TRAIN_COLOR, TEST_COLOR = "#1f6fb4", "#d1495b"
 #: Of a confusion matrix: classes up to which each cell has its count and each line its name.
@@ -124,11 +125,6 @@ def _short(name: str) -> str:
     return plain(name if len(name) <= 16 else f"{name[:15]}…")
 
 
-def plain(text: str) -> str:
-    """``text`` for matplotlib, which otherwise takes what stands between dollars for TeX."""
-    return text.replace("$", r"\$")
-
-
 def require_picture(path: Path, *, overwrite: bool) -> None:
     """Raises UserError unless ``path`` may be written and its suffix is of a format known here."""
     require_writable(path, overwrite=overwrite)
@@ -145,7 +141,9 @@ def save_figure(figure: Figure, path: Path) -> None:
         UserError: matplotlib does not know the format or cannot write there.
     """
     try:
-        with replacing(path) as partial:
+        with replacing(path, "the picture") as partial, drawing(figure):
             figure.savefig(partial)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot write the picture: {error}") from None

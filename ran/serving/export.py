@@ -19,7 +19,7 @@ import ran_kernels
 
 from ..data.images import Preprocessing
 from ..errors import UserError
-from ..files import replacing, require_writable
+from ..files import replacing, require_path, require_writable
 from ..weights.inference import load_images
 from ..weights.network_card import NetworkCard, load_network
 from .deploy import deploy as make_deployed
@@ -93,7 +93,7 @@ def export(
             cannot be written, or the file computes something else than the network. ``output`` is
             then as it was.
     """
-    output = Path(output)
+    output = require_path("output", output)
     suffix = output.suffix.lower()
     if suffix not in NEEDS:
         raise UserError(f"{output}: expected a name that ends in .onnx or .pt2")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data import Batch, ImageData
 from ..data.order import seed_all, seed_of
 from ..errors import UserError
+from ..text import plural
 from ..weights.network_card import CARD_KEY, PROCESSES_KEY, NetworkCard
 from .schedules import Schedule, make_schedule
 from .settings import TrainingSettings
@@ -188,8 +189,9 @@ class ImageClassifier(L.LightningModule):
             left_out = self._data.unreadable
             why = f"; {left_out.found} unreadable, first {left_out.first}" if left_out.found else ""
             raise UserError(
-                f"resume: expected the {then[0]:,} training and {then[1]:,} test images of before, "
-                f"{self._data.name} has {images[0]:,} and {images[1]:,}{why}"
+                f"resume: expected the {plural(then[0], 'training image')} and "
+                f"{plural(then[1], 'test image')} of before, {self._data.name} has {images[0]:,} "
+                f"and {images[1]:,}{why}"
             )
         self._train_sums = torch.tensor(checkpoint[SUMS_KEY], dtype=torch.float64)
 

@@ -20,6 +20,7 @@ from ..files import require_folder
 from ..pictures.masks import draw_test_masks
 from ..pictures.plots import plot_curves
 from ..processes import Processes, find_processes
+from ..text import plural
 from ..weights.network_card import NetworkCard, build_network, load_network, save_network
 from . import runs
 from .callbacks import Row
@@ -202,19 +203,22 @@ def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
         str(engine.device)
         if engine.processes.count == 1
         else (
-            f"{engine.processes.count} processes on {engine.processes.machines} machines, "
+            f"{plural(engine.processes.count, 'process')} on "
+            f"{plural(engine.processes.machines, 'machine')}, "
             f"{engine.device.type}"
         )
     )
     text = (
-        f"{settings.model} ({parameters:,} parameters) on {data.name}: "
-        f"{len(data.train):,} training and {len(data.test):,} test images of "
-        f"{channels}×{size}×{size}, {len(data.class_names)} classes; {where}, {engine.precision}"
+        f"{settings.model} ({plural(parameters, 'parameter')}) on {data.name}: "
+        f"{plural(len(data.train), 'training image')} and {plural(len(data.test), 'test image')} "
+        f"of {channels}×{size}×{size}, {plural(len(data.class_names), 'class')}; {where}, "
+        f"{engine.precision}"
     )
     console.print(text, highlight=False, soft_wrap=True)
     if data.unreadable.found:
         console.print(
-            f"{data.unreadable.found:,} unreadable images left out, first {data.unreadable.first}",
+            f"{plural(data.unreadable.found, 'unreadable image')} left out, first "
+            f"{data.unreadable.first}",
             highlight=False,
             soft_wrap=True,
         )
@@ -222,7 +226,8 @@ def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
         text = f"going on from {engine.checkpoint}"
         then, now = processes_of(engine.checkpoint), engine.processes.count
         if then not in (None, now):  # each draws its own random numbers, and normalises its share
-            text += f", which {then} processes trained; with {now} the bits will be others"
+            trained = plural(then or 0, "process")
+            text += f", which {trained} trained; with {now} the bits will be others"
         console.print(text, highlight=False, soft_wrap=True)
 
 

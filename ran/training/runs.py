@@ -122,7 +122,7 @@ def start_folder(folder: Path, settings: dict[str, Any]) -> None:
         partial.mkdir(parents=True)
         write_run(partial, settings, {})
         partial.rename(folder)
-    except OSError as error:
+    except (OSError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{folder}: cannot make the output folder: {error}") from None
 

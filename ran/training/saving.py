@@ -40,14 +40,14 @@ class CheckpointFiles(CheckpointIO):
         """Raises UserError where it cannot be written; the files that were there stay."""
         path = Path(path)
         try:
-            with replacing(path) as partial:
+            with replacing(path, "the checkpoint") as partial:
                 with partial.open("wb") as file:
                     torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
                 if path.name == LAST and path.exists():
                     _keep_as_previous(path)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # torch's, where no file's error is below it
             raise UserError(f"{path}: cannot write the checkpoint: {_reason(error)}") from None
 
     def load_checkpoint(
@@ -277,7 +277,8 @@ def _keep_as_previous(path: Path) -> None:
     try:
         with replacing(previous) as kept:
             kept.hardlink_to(path)
-    except OSError:  # a file system without links; for a moment ``previous`` alone is there
+    except (OSError, UserError):
+        # a file system without links; for a moment ``previous`` alone is there
         os.replace(path, previous)
 
 

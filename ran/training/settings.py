@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import require_known
+from ..checks import require_image_size, require_known
 from ..errors import UserError
+from ..files import require_path
 
 if TYPE_CHECKING:
     from ..data.options import DataOptions
@@ -138,7 +139,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("epochs", "iterations", "batch_size", "accumulate", "threads", "image_size"):
+        if self.image_size is not None:
+            require_image_size(self.image_size)
+        for name in ("epochs", "iterations", "batch_size", "accumulate", "threads"):
             self._require(name, lambda value: value >= 1, "a positive integer")
         for name in ("checkpoint_steps", "num_classes"):
             self._require(name, lambda value: value >= 1, "a positive integer")
@@ -239,7 +242,8 @@ def make_settings(values: Mapping[str, Any]) -> TrainingSettings:
         if not values.get(name):
             raise UserError(f"{name}: expected --{name} or a recipe, got neither")
     output = values.get("output")
-    return TrainingSettings(**{**values, "output": None if output is None else Path(output)})
+    path = None if output is None else require_path("output", output)
+    return TrainingSettings(**{**values, "output": path})
 
 
 def resumed(saved: TrainingSettings, given: TrainingSettings) -> TrainingSettings:

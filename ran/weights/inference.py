@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.images import Preprocessing, read_image
+from ..data.decoding import read_image
+from ..data.images import Preprocessing
 from ..errors import UserError
 from .network_card import NetworkCard
 

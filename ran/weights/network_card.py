@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.images import Preprocessing
 from ..errors import UserError
+from ..files import require_path
 from .pretrained import (
     WEIGHTS_FILE,
     assemble,
@@ -106,7 +107,7 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
         UserError: a file is missing, damaged or of another kind, or the weights are another
             network's; the message names the first tensors that differ.
     """
-    path = Path(path)
+    path = require_path("checkpoint", path)
     if path.is_dir():
         path = path / WEIGHTS_FILE
     if not path.is_file():

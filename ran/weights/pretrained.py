@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import read_json, replacing, write_json
+from ..files import read_json, replacing, require_path, write_json
 from ..models.cbam_resnet import CbamResNet
 from ..models.origin import Origin
 from ..models.registry import create_model
 from ..models.residual_attention import ResidualAttentionNetwork
+from ..text import plural
 
 if TYPE_CHECKING:
     from ..data.images import Preprocessing
@@ -64,7 +65,7 @@ def save_pretrained(
         expected = build_network(name, options).state_dict()
     if differences := _differences(expected, tensors):
         raise UserError(f"model: expected the tensors of {name} with its options, {differences}")
-    weights = Path(folder) / WEIGHTS_FILE
+    weights = require_path("folder", folder) / WEIGHTS_FILE
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
         with replacing(weights) as partial:
@@ -139,12 +140,14 @@ def card_content(
     if class_names is not None:
         names, count = list(class_names), options.get("num_classes")
         if isinstance(class_names, str) or len(names) != count:
-            raise UserError(f"class_names: expected {count} names, got {class_names!r}")
+            expected = plural(count or 0, "name")
+            raise UserError(f"class_names: expected {expected}, got {class_names!r}")
         content["class_names"] = names
     if preprocessing is not None:
         channels, count = preprocessing.channels, options.get("in_chans")
         if channels != count:
-            raise UserError(f"preprocessing: expected {count} channels, got {channels}")
+            expected = plural(count or 0, "channel")
+            raise UserError(f"preprocessing: expected {expected}, got {channels}")
         content["preprocessing"] = preprocessing.to_json()
     return content
 
@@ -251,7 +254,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _find(folder_or_repo: str | Path, revision: str | None) -> tuple[Path, Path]:
     """The paths of the weights and of the JSON."""
-    path = Path(folder_or_repo)
+    path = require_path("folder_or_repo", folder_or_repo)
     if path.is_file() and path.suffix == ".safetensors":
         return path, path.with_suffix(".json")
     if path.is_dir():

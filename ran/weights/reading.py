@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import require_path
 
 #: What ``torch.save`` is asked to write to.
 TORCH_SUFFIXES = (".pt", ".pth", ".pkl", ".tar", ".bin", ".ckpt")
@@ -30,7 +31,9 @@ def read_tensors(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises UserError, in one line without the file's name, where that is not what it holds.
     """
-    content = weights if isinstance(weights, Mapping) else _read_file(Path(weights))
+    content = (
+        weights if isinstance(weights, Mapping) else _read_file(require_path("weights", weights))
+    )
     tensors: dict[str, Tensor] = {}
     for name, value in _unwrap(content).items():
         if isinstance(value, list | tuple):

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..text import plural
+
 #: How many names an error lists of each kind.
 LISTED = 3
 
@@ -26,7 +28,7 @@ class LoadReport:
     """The checkpoint's tensors that the model has no place for."""
 
     def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} tensors loaded from {self.source} names"]
+        lines = [f"{plural(len(self.loaded), 'tensor')} loaded from {self.source} names"]
         for title, reasons in (
             ("adapted", self.adapted),
             ("left as they were", self.left),

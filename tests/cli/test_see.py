@@ -14,28 +14,13 @@ import torch
 from PIL import Image
 
 import ran as package
-from ran.data import ImageData, Preprocessing, load_data
+from ran.data import ImageData, load_data
 from ran.evaluation import evaluation as ran_evaluation
 from ran.files import replacing, stopping_cleanly
-from ran.weights.network_card import NetworkCard, load_network, save_network
-from tests.tiny import TINY_OPTIONS, make_folder, random_image
+from ran.weights.network_card import load_network, save_network
+from tests.tiny import make_folder, random_image
 
 from .test_cli import ran, refused
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network that knows cats and dogs no better than chance. For reading only."""
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    card = NetworkCard(
-        "attention56_cifar_pool",
-        ("cat", "dog"),
-        Preprocessing(16, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        TINY_OPTIONS,
-    )
-    save_network(card.build(), card, folder)
-    return folder
 
 
 @pytest.fixture
@@ -159,7 +144,7 @@ def test_eval_leaves_damaged_images_out_and_counts_them(
     content = json.loads(ran(*arguments, "--skip-unreadable", "--json").stdout)
     assert (content["images"], content["unreadable_images"]) == (5, 1)
     assert [row["images"] for row in content["classes"]] == [3, 2]
-    assert "1 unreadable images were left out" in ran(*arguments, "--skip-unreadable").stdout
+    assert "1 unreadable image left out" in ran(*arguments, "--skip-unreadable").stdout
     if kind == "imagenet":
         for image in (data / "test").glob("*/*"):
             image.write_bytes(b"")
@@ -184,7 +169,7 @@ def test_predict_goes_on_without_damaged_images_when_told_to(
     assert len(list((photos.parent / "masks").rglob("*.png"))) == 3
     for form in ("--csv", "--deploy"):
         result = ran(*going_on, form)
-        assert result.stderr.startswith(f"1 unreadable images left out, first {damaged}: ")
+        assert result.stderr.startswith(f"1 unreadable image left out, first {damaged}: ")
         assert "aa.png" not in result.stdout
     refused(ran(*arguments[:2], damaged, "--skip-unreadable"), "at least", str(damaged))
     missing = photos / "no.png"

@@ -266,8 +266,8 @@ def test_resuming_with_other_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         ran.train(**settings, epochs=2, resume=True, skip_unreadable=True)
     assert str(caught.value).startswith(
-        f"resume: expected the 16 training and 16 test images of before, folder:{data} has 15 and "
-        f"16; 1 unreadable, first {damaged}: expected"
+        "resume: expected the 16 training images and 16 test images of before, "
+        f"folder:{data} has 15 and 16; 1 unreadable, first {damaged}: expected"
     )
 
 

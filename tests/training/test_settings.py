@@ -25,7 +25,7 @@ from tests.tiny import TINY_OPTIONS, tiny_settings
         ({"accumulate": 3}, "batch_size: expected a multiple of 3 (processes × parts), got 32"),
         ({"batch_size": 7, "mixup": 1.0}, "batch_size: mixup and cutmix need an even number"),
         ({"keep_every": -1}, "keep_every: expected 0 or more, got -1"),
-        ({"image_size": 0}, "image_size: expected a positive integer, got 0"),
+        ({"image_size": 0}, "image_size: expected 1 to 8192 pixels, got 0"),
         ({"threads": 0}, "threads: expected a positive integer, got 0"),
         ({"lr": 0.0}, "lr: expected a positive number, got 0.0"),
         ({"lr": float("nan")}, "lr: expected a positive number, got nan"),

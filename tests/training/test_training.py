@@ -102,7 +102,7 @@ def test_progress_tells_the_metrics(
     console = Console(force_terminal=terminal, width=160)
     result = train(tiny_settings(tmp_path / "run", epochs=2), console)
     shown = capsys.readouterr().out
-    assert "96 training and 40 test images" in shown
+    assert "96 training images and 40 test images" in shown
     assert f"test accuracy {result.last['test_accuracy']:.2%}" in shown
     assert "2/2" in shown
 

@@ -187,7 +187,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert names == "class_names: expected 3 names, got ['a', 'b']"
     assert "class_names: " in refuses_to_save(tiny(), tmp_path, class_names="abc")
     channels = refuses_to_save(tiny(in_chans=1), tmp_path, preprocessing=IMAGES)
-    assert channels == "preprocessing: expected 1 channels, got 3"
+    assert channels == "preprocessing: expected 1 channel, got 3"
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
