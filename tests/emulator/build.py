@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .sources import HERE, sources
+from .sources import HERE, plain, sources
 
 ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "emulator"
@@ -35,7 +35,11 @@ _UNDEFINED = "-fno-sanitize=vptr,null,return,float-divide-by-zero"
 #: What a kind compiles the kernels with, beside what all do.
 _KERNELS = {
     "fast": ["-ffp-contract=off"],
-    "race": ["-fno-tree-vectorize", *_FMA, "-ffp-contract=fast", "-fsanitize=thread"],
+    # A pack is copied whole, as nvcc does, which taking aggregates apart would undo.
+    "race": [
+        *("-fno-tree-vectorize", "-fno-tree-sra", *_FMA, "-ffp-contract=fast"),
+        "-fsanitize=thread",
+    ],
     "asan": [
         *("-ffp-contract=off", "-fno-omit-frame-pointer"),
         *("-fsanitize=address,undefined", _UNDEFINED),
@@ -79,17 +83,31 @@ def missing() -> str | None:
 def kernels(kind: str) -> Path:
     """The library of the emulated kernels, launchers.cpp and the runtime, built where need be."""
     with _lock():
-        units = {n: t for n, t in sources(narrow=kind == "narrow").items() if n.startswith("cuda/")}
-        folder = _written(kind, sources(narrow=kind == "narrow"))
-        flags = [*_COMMON, "-w", f"-I{folder}", *_KERNELS[kind]]
-        jobs = [(folder / name, flags) for name in units if name.endswith(".cpp")]
-        jobs.append((HERE / "launchers.cpp", flags[: -len(_KERNELS[kind])]))
-        for path in sorted(HERE.glob("runtime/*.cpp")):
-            watching = kind == "race"
-            if path.name == "watch_nothing.cpp" if watching else path.name in _WATCHING:
-                continue
-            jobs.append((path, [*_COMMON, "-Wall", "-Wextra", *_RUNTIME[kind]]))
+        texts = sources(narrow=kind == "narrow")
+        folder = _written(kind, texts)
+        flags = [*_COMMON, "-w", f"-I{folder}"]
+        units = sorted(n for n in texts if n.startswith("cuda/") and n.endswith(".cpp"))
+        jobs = [(folder / name, [*flags, *_KERNELS[kind]]) for name in units]
+        jobs += [(HERE / "launchers.cpp", flags), *_runtime(kind)]
         return _linked(f"kernels-{kind}", _compiled(kind, jobs), _LINK[kind])
+
+
+def faults(kind: str) -> Path:
+    """The library of the kernels in faults.cu, which are wrong on purpose."""
+    with _lock():
+        source = FOLDER / "faults.cpp"
+        text = plain((HERE / "faults.cu").read_text(), "faults.cu")
+        if not source.is_file() or source.read_text() != text:
+            source.write_text(text)
+        jobs = [(source, [*_COMMON, "-w", *_KERNELS[kind]]), *_runtime(kind)]
+        return _linked(f"faults-{kind}", _compiled(kind, jobs), _LINK[kind])
+
+
+def _runtime(kind: str) -> list[tuple[Path, list[str]]]:
+    left_out = {"watch_nothing.cpp"} if kind == "race" else _WATCHING
+    flags = [*_COMMON, "-Wall", "-Wextra", *_RUNTIME[kind]]
+    paths = sorted(HERE.glob("runtime/*.cpp"))
+    return [(path, flags) for path in paths if path.name not in left_out]
 
 
 def extension() -> Path:

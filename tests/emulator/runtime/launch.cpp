@@ -68,8 +68,10 @@ void choose_blocks(uint64_t blocks, Run&& run) {
   const auto wanted = static_cast<uint64_t>(settings.blocks);
   if (wanted != 0 && blocks > wanted) {
     if (settings.sample == Sample::kSpread) {
+      // By the golden ratio: a fixed step would meet the same tile of every sample.
       for (uint64_t i = 0; i < wanted; ++i) {
-        run(i * blocks / wanted + blocks / wanted / 2);
+        const double turn = (static_cast<double>(i) + 0.5) * 0.6180339887498949;
+        run(static_cast<uint64_t>((turn - std::floor(turn)) * static_cast<double>(blocks)));
       }
     } else {
       for (uint64_t i = 0; i < wanted / 3; ++i) {

@@ -1,0 +1,120 @@
+"""What the networks' operators cost in memory traffic, as the emulator counts it: the rows of the
+guard and of the table.
+
+``python -m tests.regression.traffic FILE`` writes the table as Markdown, row by row.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.emulator import build, traffic
+from tests.emulator.formats import BFLOAT16, FLOAT32, NAMES
+from tests.emulator.gates import CHANNEL, MIXED, SPATIAL, groups
+from tests.emulator.library import Emulator
+
+#: (channels, height) at which CBAM-ResNet-50 has its blocks, and Attention-92 its units and modules.
+STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+#: And where Attention-92 interpolates, from the lower height.
+UPSAMPLED = ((256, 28), (512, 14), (1024, 7))
+BATCHES = (32, 128)
+DTYPES = (BFLOAT16, FLOAT32)
+ON_FEATURES = (
+    *("channel_pool", "spatial_pool", "cbam_gate", "cbam_grad_spatial", "cbam_grad_channel"),
+    *("cbam_grad_x", "add_affine_relu"),
+)
+ACTIVATIONS = {"mixed": MIXED, "channel": CHANNEL, "spatial": SPATIAL}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A launcher on a tensor of a network."""
+
+    label: str
+    launcher: str
+    dtype: int
+    batch: int
+    sizes: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, {NAMES[self.dtype]}"
+
+
+def rows() -> Iterator[Row]:
+    """All of them, operator by operator."""
+    for batch in BATCHES:
+        for dtype in DTYPES:
+            for layout in ("contiguous", "channels_last"):
+                yield from _rows(batch, dtype, layout)
+
+
+def _rows(batch: int, dtype: int, layout: str) -> Iterator[Row]:
+    last = int(layout == "channels_last")
+
+    def row(operator: str, launcher: str, shape: str, sizes: dict[str, int]) -> Row:
+        return Row(f"{operator} {batch}×{shape} {layout}", launcher, dtype, batch, sizes)
+
+    for name in ON_FEATURES:
+        for channels, height in STAGES:
+            sizes = {"n": batch, "c": channels, "hw": height**2, "channels_last": last}
+            yield row(name, name, f"{channels}×{height}²", sizes | {"relu": 1})
+    for activation, kind in ACTIVATIONS.items():
+        if kind == MIXED and last:
+            continue  # element by element: the layout makes no difference
+        for name in ("attention_gate", "attention_gate_backward"):
+            for channels, height in STAGES[:3]:
+                sizes = groups(kind, batch, channels, height**2, last) | {"residual": 1}
+                yield row(f"{name} [{activation}]", name, f"{channels}×{height}²", sizes)
+    for operator, name in (("upsample_add", "upsample"), ("upsample_backward",) * 2):
+        for channels, height in UPSAMPLED:
+            sizes = {"n": batch, "c": channels, "h": height, "w": height}
+            sizes |= {"height": 2 * height, "width": 2 * height}
+            sizes |= {"align_corners": 1, "channels_last": last}
+            yield row(operator, name, f"{channels}×{height}²→{2 * height}²", sizes)
+
+
+def counted(row: Row, resources: dict[str, Any]) -> dict[str, float]:
+    """The row's figures; see `tests.emulator.traffic.figures`."""
+    launches = traffic.count(watching(), row.launcher, row.dtype, row.sizes)
+    least = traffic.least_bytes(row.launcher, row.dtype, row.sizes)
+    return traffic.figures(launches, least, resources)
+
+
+@functools.cache
+def watching() -> Emulator:
+    return Emulator(build.kernels("race"))
+
+
+def table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures as Markdown."""
+    keys = list(next(iter(figures.values())))
+    lines = [f"| | {' | '.join(keys)} |", f"|---|{'--:|' * len(keys)}"]
+    for name, values in figures.items():
+        lines.append(f"| {name} | {' | '.join(f'{values[key]:g}' for key in keys)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from . import measure
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    file = parser.parse_args().file
+    resources = json.loads(measure.BASELINE.read_text())["cuda"]
+    figures = {row.name: counted(row, resources) for row in rows()}
+    explained = "\n".join(line.strip() for line in str(traffic.figures.__doc__).splitlines()[2:-1])
+    file.write_text(
+        "# How the CUDA kernels reach memory\n\n"
+        f"Counted by the emulator (tests/emulator), `python -m tests.regression.traffic {file.name}`;\n"
+        "registers of sm_90 as in tests/regression/baseline.json.\n\n"
+        f"```\n{explained}\n```\n\n{table(figures)}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
