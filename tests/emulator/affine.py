@@ -16,8 +16,7 @@ def add_affine_relu(trial: Trial, shape: Features = None) -> None:
     a = trial.values((n, c, hw), dtype, kind)
     b = trial.values((n, c, hw), dtype) if trial.chance(0.5) else None
     scale, shift = (
-        trial.random.standard_normal(c).astype(COMPUTED[dtype]).astype(np.float64)
-        for _ in range(2)
+        trial.random.standard_normal(c).astype(COMPUTED[dtype]).astype(np.float64) for _ in range(2)
     )
     offsets = trial.offsets(("b", "out", "sum"), BYTES[dtype])
     offsets |= trial.offsets(("scale", "shift"), np.dtype(COMPUTED[dtype]).itemsize)

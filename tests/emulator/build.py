@@ -1,7 +1,7 @@
 """Compiles the kernels and the emulator's runtime, each kind once, into build/emulator.
 
 An object file is named by a hash of all it was made from, so that nothing is compiled twice, and a
-lock lets one process of several build. The kinds:
+lock for each kind lets one process of several build it. The kinds:
 
 - ``fast``: nothing but the kernels; the tensor side is built for this kind, as an extension.
 - ``race``: every access is announced (-fsanitize=thread, with race.cpp in the place of its runtime),
@@ -82,7 +82,7 @@ def missing() -> str | None:
 
 def kernels(kind: str) -> Path:
     """The library of the emulated kernels, launchers.cpp and the runtime, built where need be."""
-    with _lock():
+    with _lock(kind):
         texts = sources(narrow=kind == "narrow")
         folder = _written(kind, texts)
         flags = [*_COMMON, "-w", f"-I{folder}"]
@@ -94,8 +94,8 @@ def kernels(kind: str) -> Path:
 
 def faults(kind: str) -> Path:
     """The library of the kernels in faults.cu, which are wrong on purpose."""
-    with _lock():
-        source = FOLDER / "faults.cpp"
+    with _lock(f"faults-{kind}"):
+        source = FOLDER / f"faults-{kind}.cpp"
         text = plain((HERE / "faults.cu").read_text(), "faults.cu")
         if not source.is_file() or source.read_text() != text:
             source.write_text(text)
@@ -119,7 +119,7 @@ def extension() -> Path:
 
     installed = Path(torch.__file__).parent
     library = kernels("fast")
-    with _lock():
+    with _lock("extension"):
         folder = _written("fast", sources())
         flags = [*_COMMON, "-O0", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{folder}"]
         flags.append(f"-isystem{installed / 'include'}")
@@ -170,9 +170,9 @@ def sanitizer_libraries(kind: str) -> str:
 
 
 @contextlib.contextmanager
-def _lock() -> Iterator[None]:
+def _lock(name: str) -> Iterator[None]:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "lock", "w") as file:
+    with open(FOLDER / f"{name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -180,14 +180,15 @@ def _lock() -> Iterator[None]:
 def _written(kind: str, texts: dict[str, str]) -> Path:
     """The folder that holds these sources, and no others."""
     folder = FOLDER / "sources" / ("narrow" if kind == "narrow" else "plain")
-    for path in folder.rglob("*.*"):
-        if str(path.relative_to(folder)) not in texts:
-            path.unlink()
-    for name, text in texts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_text() != text:
-            path.write_text(text)
+    with _lock("sources"):
+        for path in folder.rglob("*.*"):
+            if str(path.relative_to(folder)) not in texts:
+                path.unlink()
+        for name, text in texts.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file() or path.read_text() != text:
+                path.write_text(text)
     return folder
 
 
@@ -201,11 +202,12 @@ def _compiled(kind: str, jobs: list[tuple[Path, list[str]]]) -> list[Path]:
         prefix = f"{kind}-{source.stem}-"
         made = folder / f"{prefix}{_hash([*flags, *_texts(source, flags)])}.o"
         if not made.is_file():
-            for old in folder.glob(f"{prefix}*"):
-                old.unlink()
-            part = made.with_suffix(".part")
+            old = set(folder.glob(f"{prefix}*.o"))
+            part = made.with_suffix(f".{os.getpid()}")
             _run([*flags, "-c", str(source), "-o", str(part)])
             part.rename(made)
+            for path in old - {made}:
+                path.unlink(missing_ok=True)
         return made
 
     cores = len(os.sched_getaffinity(0))
@@ -247,11 +249,11 @@ def _texts(source: Path, flags: list[str]) -> list[str]:
 
 
 def _hash(parts: list[str]) -> str:
-    return hashlib.sha256("\0".join([_version(), *parts]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join([compiler_version(), *parts]).encode()).hexdigest()[:16]
 
 
 @functools.cache
-def _version() -> str:
+def compiler_version() -> str:
     run = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True, check=True)
     return run.stdout.splitlines()[0]
 

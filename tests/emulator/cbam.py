@@ -136,7 +136,9 @@ def cbam_grad_x(trial: Trial, shape: Features = None) -> None:
     name = "cbam_grad_x"
     dtype, sizes = features(trial, shape)
     n, c, hw = sizes["n"], sizes["c"], sizes["hw"]
-    inputs, incoming, size = _incoming(trial, dtype, sizes, trial.pick(["plain", "plain", "special"]))
+    inputs, incoming, size = _incoming(
+        trial, dtype, sizes, trial.pick(["plain", "plain", "special"])
+    )
     channel = _perhaps(trial, 0.75, trial.values((n, c), dtype, "plain", 2))
     inputs["channel_logits"] = channel
     expected, size = incoming * _per_channel(channel), size

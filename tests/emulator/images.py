@@ -86,7 +86,8 @@ def upsample(trial: Trial, shape: Features = None) -> None:
     def each_way(formula: Callable[[Taps, Taps], Array]) -> list[Array]:
         return [
             formula(
-                taps(h, height, bool(align), dtype, shift), taps(w, width, bool(align), dtype, shift)
+                taps(h, height, bool(align), dtype, shift),
+                taps(w, width, bool(align), dtype, shift),
             )
             for shift in (0, -rounding, rounding)
         ]

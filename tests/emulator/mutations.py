@@ -29,13 +29,17 @@ _TOTAL = "__syncthreads();  // the last total has been read"
 
 
 def _columns(what: str, kind: str, old: str, new: str, cases: int = 40) -> Mutation:
-    return Mutation(what, kind, "channel_pool", "reduce_columns.cuh", old, new, "channel_pool", cases)
+    return Mutation(
+        what, kind, "channel_pool", "reduce_columns.cuh", old, new, "channel_pool", cases
+    )
 
 
 MUTATIONS = [
     _columns("no barrier before parts are merged", "race", _MERGE, "\n\n    // A slot"),
     _columns("the same, told by the results", "fast", _MERGE, "\n\n    // A slot"),
-    _columns("no barrier before the next sample", "race", "__syncthreads();  // before", "// before", 200),
+    _columns(
+        "no barrier before the next sample", "race", "__syncthreads();  // before", "// before", 200
+    ),
     _columns("shared memory too small", "asan", _BYTES, f"{_BYTES[:-1]} - 4;"),
     _columns("the same, told by watching", "race", _BYTES, f"{_BYTES[:-1]} - 4;"),
     _columns("a barrier for some threads", "fast", _MERGE, f"if (mine) {_MERGE}"),

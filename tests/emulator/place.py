@@ -17,8 +17,6 @@ from torch import Tensor
 from . import build
 from .library import FORWARD, RANDOM, Emulator
 
-#: What a GPU's fast exponential and division may be off by.
-UNITS_IN_THE_LAST_PLACE = 2
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -32,9 +30,7 @@ def emulator() -> Emulator:
         library.define(str(schema).removeprefix("ran::"))
     _KEPT.append(library)
     torch.ops.load_library(str(extension))
-    found = Emulator(build.kernels("fast"))
-    found.c_set_approximation(UNITS_IN_THE_LAST_PLACE)
-    return found
+    return Emulator(build.kernels("fast"))
 
 
 # A library of the dispatcher's lives as long as its Python object.
@@ -46,7 +42,9 @@ def operators() -> list[str]:
     import ran_kernels  # noqa: F401 - defines them
 
     names = {
-        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ran::")
+        name.split("::")[1]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("ran::")
     }
     return sorted(name for name in names if "." not in name)
 

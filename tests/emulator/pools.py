@@ -91,9 +91,7 @@ def spatial_pool(trial: Trial, shape: Features = None) -> None:
 
     index = first_maximum(gated, 1)
     chosen = np.clip(got["index"], 0, c - 1)
-    at_chosen, at_index = (
-        np.take_along_axis(gated, i[:, None], 1)[:, 0] for i in (chosen, index)
-    )
+    at_chosen, at_index = (np.take_along_axis(gated, i[:, None], 1)[:, 0] for i in (chosen, index))
     # numpy's exp2 may differ from C's in the last bit, so that a near tie is no error.
     near = np.abs(at_chosen - at_index) <= 4 * COMPUTING[dtype] * np.abs(at_index)
     near &= logits is not None and kind not in ("ties", "zero")

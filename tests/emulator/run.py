@@ -14,7 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from . import affine, build, cbam, gates, images, pools, shapes  # noqa: F401 - they register cases
+from . import (  # noqa: F401 - some register cases
+    affine,
+    beyond,
+    build,
+    cbam,
+    gates,
+    images,
+    limits,
+    pools,
+    shapes,
+)
 from .formats import PACK
 from .library import Emulator
 from .trial import CASES, Trial
@@ -40,7 +50,7 @@ def command(kind: str, *options: str) -> tuple[list[str], dict[str, str]]:
         **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         "ASAN_OPTIONS": "detect_leaks=0,detect_stack_use_after_return=0,allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "LD_PRELOAD": build.sanitizer_libraries(kind),
+        "LD_PRELOAD": build.sanitizer_libraries("narrow" if kind == "huge" else kind),
     }
     return [sys.executable, "-m", "tests.emulator.run", kind, *options], environment
 
@@ -88,22 +98,42 @@ def many(trial: Trial, names: list[str]) -> None:
         CASES[name](trial, (*shapes.MANY_SAMPLES, dtype, last))
 
 
+def huge(random: int) -> int:
+    """The exit status of the checks at extreme shapes; prints what is wrong."""
+    start = time.monotonic()
+    emulator = Emulator(build.kernels("narrow"))
+    count, wrong = limits.wrong_launches(emulator, random)
+    wrong += beyond.wrong_results(emulator)
+    print("\n".join(f"WRONG {text}" for text in wrong[:20]))
+    seconds = time.monotonic() - start
+    print(f"huge: {count} launches computed, {len(wrong)} wrong, in {seconds:.0f} s")
+    return 1 if wrong else 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=(*build.KINDS, "huge"))
     parser.add_argument("--library", type=Path, help="instead of the one that is built")
     parser.add_argument("--seconds", type=float, default=60, help="of random cases")
-    parser.add_argument("--cases", type=int, default=0, help="random ones of each; 0: no limit")
+    parser.add_argument("--cases", type=int, default=0, help="random ones of each; 0: by time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="a part of the cases' names")
     parser.add_argument("--orders", type=int, default=3, help="of threads")
+    parser.add_argument(
+        "--approximation", type=int, default=0, help="units that fast functions are off"
+    )
     parser.add_argument("--random", action="store_true", help="leave out the systematic shapes")
-    parser.add_argument("--many", action="store_true", help="also shapes of very many rows, samples")
+    parser.add_argument(
+        "--many", action="store_true", help="also shapes of very many rows, samples"
+    )
     options = parser.parse_args()
 
     np.seterr(all="ignore")
     start = time.monotonic()
+    if options.kind == "huge":
+        sys.exit(huge(options.cases))
     emulator = Emulator(options.library or build.kernels(options.kind))
+    emulator.c_set_approximation(options.approximation)
     trial = Trial(emulator, options.seed, options.orders)
     names = [name for name in CASES if options.only in name]
     if not options.random:

@@ -46,10 +46,10 @@ def plain(text: str, name: str) -> str:
     Raises:
         ValueError: the source holds syntax of CUDA's that this does not know.
     """
-    text = _DYNAMIC.sub(r"\1* const \2 = reinterpret_cast<\1*>(::emulator::dynamic_shared());", text)
-    text = _STATIC.sub(
-        r"\1static \2 \3\4; ::emulator::static_shared(&\3, sizeof(\3));", text
+    text = _DYNAMIC.sub(
+        r"\1* const \2 = reinterpret_cast<\1*>(::emulator::dynamic_shared());", text
     )
+    text = _STATIC.sub(r"\1static \2 \3\4; ::emulator::static_shared(&\3, sizeof(\3));", text)
     text = _STORE16.sub(
         lambda match: _on_as_many_lines("::emulator::store16(to, word);", match.group()), text
     )
@@ -77,9 +77,7 @@ def _launches(text: str, name: str) -> str:
         call = f"::emulator::Launch({text[at + 3 : end].strip()}).run({text[begin:at].strip()}"
         call = re.sub(r"\n\s*", " ", call + ("" if no_arguments else ", "))
         text = (
-            text[:begin]
-            + _on_as_many_lines(call, text[begin : opening + 1])
-            + text[opening + 1 :]
+            text[:begin] + _on_as_many_lines(call, text[begin : opening + 1]) + text[opening + 1 :]
         )
     return text
 

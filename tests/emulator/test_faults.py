@@ -87,9 +87,7 @@ def test_findings_of_sanitizers(name: str) -> None:
     _, environment = run.command("asan")
     build.faults("asan")
     command = [sys.executable, "-m", "tests.emulator.test_faults", "asan", name]
-    result = subprocess.run(
-        command, cwd=run.ROOT, env=environment, capture_output=True, text=True
-    )
+    result = subprocess.run(command, cwd=run.ROOT, env=environment, capture_output=True, text=True)
     said = SANITIZED[name]
     assert said in result.stderr if said else not result.stderr
 
@@ -118,7 +116,9 @@ def counted(name: str) -> traffic.Counted:
     emulator.configure()
     emulator.c_count(1)
     # At boundaries of sectors, which ctypes does not care about.
-    places = [ctypes.c_void_p(-(-ctypes.addressof(memory) // 128) * 128) for memory in (values, out)]
+    places = [
+        ctypes.c_void_p(-(-ctypes.addressof(memory) // 128) * 128) for memory in (values, out)
+    ]
     getattr(emulator.library, f"fault_{name}")(*places)
     result = traffic._counted(emulator, 0, emulator.launches()[0])
     emulator.c_count(0)

@@ -41,6 +41,11 @@ def test_all_cases(kind: str, seed: int) -> None:
 
 
 @pytest.mark.emulate
+def test_huge() -> None:
+    check("huge", "--cases=1500")
+
+
+@pytest.mark.emulate
 @pytest.mark.parametrize("mutation", mutations.MUTATIONS, ids=lambda m: m.what)
 def test_a_mutation_is_noticed(mutation: Mutation, tmp_path: Path) -> None:
     m = mutation

@@ -66,9 +66,7 @@ def count(
     launcher = LAUNCHERS[name]
     numbers = launcher.sizes(sizes)
     places, end = [], _ALIGNMENT
-    spans = [
-        0 if key in absent else launcher.bytes(key, dtype, sizes) for key in launcher.buffers
-    ]
+    spans = [0 if key in absent else launcher.bytes(key, dtype, sizes) for key in launcher.buffers]
     emulator.configure()
     if launcher.workspace:
         spans.append(emulator.workspace(name, dtype, numbers))
@@ -102,9 +100,7 @@ def _counted(emulator: Emulator, index: int, launch: Launch) -> Counted:
     return Counted(launch, load, store, *scaled[2 * width :])
 
 
-def least_bytes(
-    name: str, dtype: int, sizes: dict[str, int], absent: tuple[str, ...] = ()
-) -> int:
+def least_bytes(name: str, dtype: int, sizes: dict[str, int], absent: tuple[str, ...] = ()) -> int:
     """Every argument read once, every result written once."""
     launcher = LAUNCHERS[name]
     return sum(launcher.bytes(key, dtype, sizes) for key in launcher.buffers if key not in absent)
@@ -125,9 +121,7 @@ def waves(launch: Launch, resources: dict[str, Any]) -> float:
     return launch.blocks / (MULTIPROCESSORS * max(1, fitting))
 
 
-def figures(
-    counted: list[Counted], least: int, resources: dict[str, Any]
-) -> dict[str, float]:
+def figures(counted: list[Counted], least: int, resources: dict[str, Any]) -> dict[str, float]:
     """What a launcher's accesses cost, each figure the better the lower.
 
     asked     bytes that instructions ask for, over the least

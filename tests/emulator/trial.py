@@ -144,13 +144,13 @@ class Trial:
                     )
                 else:
                     values = stored.get(key)
-                    memory[key] = (
-                        None if values is None else Memory(self.emulator, values, offset)
-                    )
+                    memory[key] = None if values is None else Memory(self.emulator, values, offset)
             if launcher.workspace:
                 raw = np.full(workspace, FILLS[order], np.uint8)
                 memory["workspace"] = Memory(self.emulator, raw) if workspace else None
-            results = self._launch(name, f"{label} order {order}", dtype, numbers, memory, rows, order)
+            results = self._launch(
+                name, f"{label} order {order}", dtype, numbers, memory, rows, order
+            )
             for key, values in results.items():
                 if values.tobytes() != first.setdefault(key, values).tobytes():
                     self.fail(name, f"{label}: {key} differs with the order of threads")

@@ -1,12 +1,14 @@
 """What the networks' operators cost in memory traffic, as the emulator counts it: the rows of the
 guard and of the table.
 
-``python -m tests.regression.traffic FILE`` writes the table as Markdown, row by row.
+``python -m tests.regression.traffic FILE`` writes the table as Markdown, row by row; with
+``--extension ran_kernels/_C.SUFFIX.so`` also where nvcc's accesses differ from those counted.
 """
 
 import argparse
 import functools
 import json
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from tests.emulator import build, traffic
 from tests.emulator.formats import BFLOAT16, FLOAT32, NAMES
 from tests.emulator.gates import CHANNEL, MIXED, SPATIAL, groups
 from tests.emulator.library import Emulator
+
+from . import widths
 
 #: (channels, height) at which CBAM-ResNet-50 has its blocks, and Attention-92 its units and modules.
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -30,7 +34,7 @@ ON_FEATURES = (
 ACTIVATIONS = {"mixed": MIXED, "channel": CHANNEL, "spatial": SPATIAL}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """A launcher on a tensor of a network."""
 
@@ -78,9 +82,14 @@ def _rows(batch: int, dtype: int, layout: str) -> Iterator[Row]:
             yield row(operator, name, f"{channels}×{height}²→{2 * height}²", sizes)
 
 
+@functools.cache
+def counts(row: Row) -> list[traffic.Counted]:
+    return traffic.count(watching(), row.launcher, row.dtype, row.sizes)
+
+
 def counted(row: Row, resources: dict[str, Any]) -> dict[str, float]:
     """The row's figures; see `tests.emulator.traffic.figures`."""
-    launches = traffic.count(watching(), row.launcher, row.dtype, row.sizes)
+    launches = counts(row)
     least = traffic.least_bytes(row.launcher, row.dtype, row.sizes)
     return traffic.figures(launches, least, resources)
 
@@ -99,21 +108,47 @@ def table(figures: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def table_of_widths(every: list[Row], extension: Path) -> str:
+    """Where nvcc's widths differ from those counted, as Markdown."""
+    instructions = widths.of_extension(extension)
+    found = widths.differences([c for row in every for c in counts(row)], instructions)
+    lines = ["| kernel | bytes counted, by width | instructions in the SASS |", "|---|---|---|"]
+    lines += [f"| `{name}` | {ours} | {theirs} |" for name, (ours, theirs) in found.items()]
+    return "\n".join(lines)
+
+
 def main() -> None:
     from . import measure
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    file = parser.parse_args().file
+    parser.add_argument("--extension", type=Path, help="a build with CUDA kernels for sm_90")
+    options = parser.parse_args()
     resources = json.loads(measure.BASELINE.read_text())["cuda"]
-    figures = {row.name: counted(row, resources) for row in rows()}
-    explained = "\n".join(line.strip() for line in str(traffic.figures.__doc__).splitlines()[2:-1])
-    file.write_text(
-        "# How the CUDA kernels reach memory\n\n"
-        f"Counted by the emulator (tests/emulator), `python -m tests.regression.traffic {file.name}`;\n"
-        "registers of sm_90 as in tests/regression/baseline.json.\n\n"
-        f"```\n{explained}\n```\n\n{table(figures)}\n"
-    )
+    every = list(rows())
+    figures = {row.name: counted(row, resources) for row in every}
+    explained = textwrap.dedent(str(traffic.figures.__doc__).split("\n\n", 1)[1]).rstrip()
+    text = f"""# How the CUDA kernels reach memory
+
+Counted by the emulator (tests/emulator) with `python -m tests.regression.traffic FILE`, a dozen blocks
+of each grid standing for all; registers of sm_90 as in tests/regression/baseline.json.
+
+```
+{explained}
+```
+
+{table(figures)}
+"""
+    if options.extension:
+        text += f"""
+## Widths of accesses, counted and in the SASS
+
+Kernels of the rows above in whose SASS (`cuobjdump --dump-sass`, sm_90) accesses of global memory have
+other widths than those that the emulator counted, in bytes; of all other kernels they are the same.
+
+{table_of_widths(every, options.extension)}
+"""
+    options.file.write_text(text)
 
 
 if __name__ == "__main__":
