@@ -8,8 +8,8 @@ would, at barriers and in exchanges within its warp; one block runs at a time.
   casts checked.
 - place.py sends the operators' tests there (``native-emulated``), the tensor side included.
 - run.py and the files of cases run the launchers alone: any shape, dtype, layout and alignment
-  against formulas in float64, three orders of threads, races, bounds, uninitialised reads; limits.py
-  and beyond.py: extreme shapes.
+  against formulas in float64, three orders of threads, races, bounds, uninitialised reads;
+  limits.py and beyond.py: extreme shapes.
 - traffic.py counts how launches reach memory; tests/regression holds the figures.
 - faults.cu and mutations.py: what the emulator must notice.
 

@@ -232,7 +232,7 @@ class Beyond:
         self.free(b)
 
     def images(self, n: int, c: int, h: int, w: int, last: int) -> None:
-        """A constant is interpolated to itself, and each source's gradient is the sum of its weights."""
+        """Of a constant, interpolation makes the constant; a gradient of ones, sums of weights."""
         sizes = {"n": n, "c": c, "h": h, "w": w, "height": 2 * h, "width": 2 * w}
         sizes["channels_last"] = last
         b = self.buffers("upsample", sizes)

@@ -4,8 +4,8 @@ An object file is named by a hash of all it was made from, so that nothing is co
 lock for each kind lets one process of several build it. The kinds:
 
 - ``fast``: nothing but the kernels; the tensor side is built for this kind, as an extension.
-- ``race``: every access is announced (-fsanitize=thread, with race.cpp in the place of its runtime),
-  and products are contracted with sums, as nvcc does.
+- ``race``: every access is announced (-fsanitize=thread, with race.cpp in the place of its
+  runtime), and products are contracted with sums, as nvcc does.
 - ``asan``: AddressSanitizer and UndefinedBehaviorSanitizer.
 - ``narrow``: casts that lose a value are reported.
 """
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -44,8 +45,10 @@ _KERNELS = {
         *("-ffp-contract=off", "-fno-omit-frame-pointer"),
         *("-fsanitize=address,undefined", _UNDEFINED),
     ],
-    "narrow": ["-ffp-contract=off", "-include", str(HERE / "runtime/narrow.h")]
-    + ["-fsanitize=undefined", "-fno-sanitize=vptr"],
+    "narrow": [
+        *("-ffp-contract=off", "-include", str(HERE / "runtime/narrow.h")),
+        *("-fsanitize=undefined", "-fno-sanitize=vptr"),
+    ],
 }
 #: And with what the runtime, which must not be watched by itself.
 _RUNTIME = {"fast": [], "race": [], "asan": ["-fsanitize=address"], "narrow": []}
@@ -242,7 +245,7 @@ def _texts(source: Path, flags: list[str]) -> list[str]:
                     break
 
     read(source.resolve())
-    for flag, value in zip(flags, flags[1:], strict=False):
+    for flag, value in itertools.pairwise(flags):
         if flag == "-include":
             read(Path(value))
     return [text for _, text in sorted(texts.items())]

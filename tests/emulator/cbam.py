@@ -88,7 +88,7 @@ def cbam_grad_spatial(trial: Trial, shape: Features = None) -> None:
 def _incoming(
     trial: Trial, dtype: int, sizes: dict[str, int], kind: str = "plain"
 ) -> tuple[dict[str, Array | None], Array, Array]:
-    """The operands of CbamIncoming (csrc/cbam.h), the gradient G that they make, and its magnitude."""
+    """The operands of CbamIncoming (csrc/cbam.h), the gradient G they make, and its magnitude."""
     n, c, hw = sizes["n"], sizes["c"], sizes["hw"]
     grad = _perhaps(trial, 0.85, trial.values((n, c, hw), dtype, kind))
     spatial = _perhaps(trial, 0.7, trial.values((n, hw), dtype, "plain", 2))

@@ -124,8 +124,8 @@ def upsample(trial: Trial, shape: Features = None) -> None:
 
 
 def _sure(ways: list[Array], got: Array) -> Array:
-    """The first of them, but what came out where they differ in kind: there an infinity has a weight
-    of 0, or nearly so, and the rounding of a position decides whether it makes a NaN."""
+    """The first of them, but what came out where they differ in kind: there an infinity has a
+    weight of 0, or nearly so, and a position's rounding decides whether it makes a NaN."""
     unsure = np.zeros(got.shape, bool)
     for way in ways[1:]:
         unsure |= np.isfinite(way) != np.isfinite(ways[0])

@@ -3,13 +3,15 @@
 To add a kernel to all that the emulator checks:
 
 1. a line in launchers.cpp: LAUNCHER(name), and WORKSPACE(name) where it takes one;
-2. an entry here, with its sizes and buffers in the order of that line: from then on its launches are
-   checked at every shape and beyond 2³¹ elements, and its traffic is counted (python -m
-   tests.regression.traffic renews the baseline);
-3. a random case in gates.py, images.py, pools.py, cbam.py or affine.py: its inputs, and a formula in
-   float64 for its outputs;
-4. where PyTorch's dispatcher has the operator, nothing: the operators' tests run it at the place
-   ``native-emulated`` as soon as they run it at ``native-cpu``.
+2. an entry here, with its sizes and buffers in the order of that line: from then on its launches
+   are checked at every shape and beyond 2³¹ elements;
+3. a random case in gates.py, images.py, pools.py, cbam.py or affine.py: its inputs, and a formula
+   in float64 for its outputs;
+4. rows in tests/regression/traffic.py (``python -m tests.regression.measure traffic`` renews the
+   baseline).
+
+Where PyTorch's dispatcher has the operator, nothing else: its tests run at ``native-emulated`` as
+soon as they run at ``native-cpu``.
 """
 
 from dataclasses import dataclass
@@ -108,8 +110,11 @@ LAUNCHERS = {
     "attention_gate_backward": Launcher(
         "groups",
         {
-            **{"grad": GROUP, "logits": GROUP, "trunk": GROUP},
-            **{"grad_logits": OUT_GROUP, "grad_trunk": OUT_GROUP},
+            "grad": GROUP,
+            "logits": GROUP,
+            "trunk": GROUP,
+            "grad_logits": OUT_GROUP,
+            "grad_trunk": OUT_GROUP,
         },
         flags=("residual",),
     ),
@@ -124,7 +129,9 @@ LAUNCHERS = {
     "channel_pool": Launcher(
         "features",
         {
-            **{"x": MAP, "mean": OUT_CHANNEL, "max": OUT_CHANNEL},
+            "x": MAP,
+            "mean": OUT_CHANNEL,
+            "max": OUT_CHANNEL,
             "index": Buffer("channel", out=True, index=True),
         },
         workspace=True,
@@ -132,7 +139,9 @@ LAUNCHERS = {
     "spatial_pool": Launcher(
         "features",
         {
-            **{"x": MAP, "channel_logits": CHANNEL, "maps": OUT_MAPS},
+            "x": MAP,
+            "channel_logits": CHANNEL,
+            "maps": OUT_MAPS,
             "index": Buffer("position", out=True, index=True),
         },
         workspace=True,
@@ -141,8 +150,11 @@ LAUNCHERS = {
     "cbam_gate": Launcher(
         "features",
         {
-            **{"x": MAP, "channel_logits": CHANNEL, "spatial_logits": POSITION},
-            **{"shortcut": MAP, "out": OUT_MAP},
+            "x": MAP,
+            "channel_logits": CHANNEL,
+            "spatial_logits": POSITION,
+            "shortcut": MAP,
+            "out": OUT_MAP,
         },
         flags=("relu",),
         optional=(("channel_logits",), ("spatial_logits",), ("shortcut",)),
@@ -150,8 +162,13 @@ LAUNCHERS = {
     "cbam_grad_spatial": Launcher(
         "features",
         {
-            **{"grad": MAP, "x": MAP, "channel_logits": CHANNEL, "spatial_logits": POSITION},
-            **{"out": MAP, "grad_spatial": OUT_POSITION, "masked": OUT_MAP},
+            "grad": MAP,
+            "x": MAP,
+            "channel_logits": CHANNEL,
+            "spatial_logits": POSITION,
+            "out": MAP,
+            "grad_spatial": OUT_POSITION,
+            "masked": OUT_MAP,
         },
         workspace=True,
         optional=(("channel_logits",), ("out", "masked")),
@@ -166,8 +183,11 @@ LAUNCHERS = {
         "features",
         {
             **INCOMING,
-            **{"channel_logits": CHANNEL, "grad_mean": CHANNEL, "grad_max": CHANNEL},
-            **{"channel_index": CHANNEL_INDEX, "grad_x": OUT_MAP},
+            "channel_logits": CHANNEL,
+            "grad_mean": CHANNEL,
+            "grad_max": CHANNEL,
+            "channel_index": CHANNEL_INDEX,
+            "grad_x": OUT_MAP,
         },
         optional=(
             *(("spatial_logits",), ("grad_maps", "spatial_index"), ("channel_logits",)),
@@ -177,8 +197,12 @@ LAUNCHERS = {
     "add_affine_relu": Launcher(
         "features",
         {
-            **{"a": MAP, "b": MAP, "scale": AFFINE, "shift": AFFINE},
-            **{"sum": OUT_MAP, "out": OUT_MAP},
+            "a": MAP,
+            "b": MAP,
+            "scale": AFFINE,
+            "shift": AFFINE,
+            "sum": OUT_MAP,
+            "out": OUT_MAP,
         },
         optional=(("b", "sum"),),
     ),

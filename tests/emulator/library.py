@@ -124,9 +124,9 @@ class Emulator:
         """Every kernel in the library by its address, named as in build_info()["kernels"]."""
         found = {}
         for symbol, at in self._symbols.items():
-            if "_kernel" in symbol and symbol.startswith("void ran::cuda::"):
-                if not re.search(r"emulator::|::operator\(\)|_FUN", symbol):
-                    found[at] = plain_name(symbol)
+            is_kernel = "_kernel" in symbol and symbol.startswith("void ran::cuda::")
+            if is_kernel and not re.search(r"emulator::|::operator\(\)|_FUN", symbol):
+                found[at] = plain_name(symbol)
         return found
 
     @cached_property

@@ -1,9 +1,9 @@
 """The operators on emulated CUDA kernels: what the place ``native-emulated`` of the tests runs.
 
-Within `emulated`, the operators of ``torch.ops.ran`` on tensors of the CPU are those of the emulated
-extension: schemas, fake implementations, derivatives and all of ran_kernels stay what they are. Each
-call runs in several orders of threads and blocks, which must give the same bits, and leaves its
-inputs alone; a race of barriers, a wrong launch or an error code is an error of the operator.
+Within `emulated`, the operators of ``torch.ops.ran`` on tensors of the CPU are those of the
+emulated extension: schemas, fake implementations, derivatives and all of ran_kernels stay what they
+are. Each call runs in two orders of threads and blocks, which must give the same bits, and leaves
+its inputs alone; a deadlock, a wrong launch or an error code is an error of the operator.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ Features = tuple[int, ...] | None
 
 
 def features(trial: Trial, shape: Features) -> tuple[int, dict[str, int]]:
-    """A dtype and the sizes of a launcher on features; the shape may be (n, c, hw[, dtype, last])."""
+    """A dtype and the sizes of a launcher on features, of a shape (n, c, hw[, dtype, last])."""
     dtype, last = int(trial.random.integers(0, 4)), int(trial.random.integers(0, 2))
     if shape is None:
         shape = shapes.features(trial)

@@ -1,8 +1,8 @@
 """Runs random cases of the launchers: ``python -m tests.emulator.run KIND [options]``.
 
-A process of its own, because a wrong kernel may take it down. The last line is the verdict; the exit
-status is 1 where a case is wrong. See build.py for the kinds; "huge" is the kind that checks launches
-at extreme shapes and, with more than 2³¹ elements, blocks of them.
+A process of its own, because a wrong kernel may take it down. The exit status is 1 where a case is
+wrong. See build.py for the kinds; "huge" checks launches at extreme shapes and, with more than 2³¹
+elements, blocks of them.
 """
 
 import argparse
@@ -47,8 +47,9 @@ def command(kind: str, *options: str) -> tuple[list[str], dict[str, str]]:
     """The command and the environment of a run."""
     environment = {
         **os.environ,
-        **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        "ASAN_OPTIONS": "detect_leaks=0,detect_stack_use_after_return=0,allocator_may_return_null=1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "ASAN_OPTIONS": "detect_leaks=0,detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "LD_PRELOAD": build.sanitizer_libraries("narrow" if kind == "huge" else kind),
     }

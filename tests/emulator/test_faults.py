@@ -1,7 +1,7 @@
 """The emulator notices kernels that are wrong, says what is wrong, and counts accesses rightly.
 
-The kernels are in faults.cu. Each launch runs in a process of its own, as a wrong kernel may take it
-down: ``python -m tests.emulator.test_faults KIND NAME ORDER``.
+The kernels are in faults.cu. Where a sanitizer ends the process, a launch runs in one of its own:
+``python -m tests.emulator.test_faults KIND NAME``.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The CUDA launchers on random cases, watched and unwatched, and what must be noticed of broken ones.
+"""The CUDA launchers on random cases, watched and not, and what must be noticed of broken ones.
 
 A share runs always; ``make emulate`` runs all, in tens of minutes.
 """

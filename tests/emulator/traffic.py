@@ -126,7 +126,7 @@ def figures(counted: list[Counted], least: int, resources: dict[str, Any]) -> di
 
     asked     bytes that instructions ask for, over the least
     touched   bytes of the sectors that blocks touch, each block by itself, over the least
-    load      bytes of the sectors that loads touch, each request by itself, over the bytes asked for
+    load      bytes of the sectors that loads touch, each request by itself, over bytes asked for
     store     the same of stores
     banks     cycles of shared memory for a request, 1 without conflicts
     waves     of blocks, in the launch that asks for most, on an H100

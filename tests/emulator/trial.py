@@ -120,8 +120,8 @@ class Trial:
         """What the launcher writes, as float64 values or integers, by buffer.
 
         Args:
-            inputs: values of the buffers that it reads; None is a null pointer. Those of 16 bits are
-                rounded to the dtype, which is exact for what `values` made.
+            inputs: values of the buffers that it reads; None is a null pointer. They are rounded
+                to the dtype, which is exact for what `values` made.
             absent: outputs that are null pointers.
             most_rows: now and then, cut the grid so that blocks walk over several samples.
         """

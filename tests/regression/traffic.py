@@ -21,7 +21,7 @@ from tests.emulator.library import Emulator
 
 from . import widths
 
-#: (channels, height) at which CBAM-ResNet-50 has its blocks, and Attention-92 its units and modules.
+#: (channels, height) of CBAM-ResNet-50's blocks, and of Attention-92's units and modules.
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 #: And where Attention-92 interpolates, from the lower height.
 UPSAMPLED = ((256, 28), (512, 14), (1024, 7))
@@ -130,8 +130,8 @@ def main() -> None:
     explained = textwrap.dedent(str(traffic.figures.__doc__).split("\n\n", 1)[1]).rstrip()
     text = f"""# How the CUDA kernels reach memory
 
-Counted by the emulator (tests/emulator) with `python -m tests.regression.traffic FILE`, a dozen blocks
-of each grid standing for all; registers of sm_90 as in tests/regression/baseline.json.
+Counted by the emulator (tests/emulator) with `python -m tests.regression.traffic FILE`, a dozen
+blocks of each grid standing for all; registers of sm_90 as in tests/regression/baseline.json.
 
 ```
 {explained}
@@ -143,8 +143,8 @@ of each grid standing for all; registers of sm_90 as in tests/regression/baselin
         text += f"""
 ## Widths of accesses, counted and in the SASS
 
-Kernels of the rows above in whose SASS (`cuobjdump --dump-sass`, sm_90) accesses of global memory have
-other widths than those that the emulator counted, in bytes; of all other kernels they are the same.
+Kernels of the rows above in whose SASS (`cuobjdump --dump-sass`, sm_90) accesses of global memory
+have other widths than those counted, in bytes; of all other kernels they are the same.
 
 {table_of_widths(every, options.extension)}
 """

@@ -1,7 +1,7 @@
 """Widths of the accesses that nvcc made, from the SASS, beside those that the emulator counted.
 
-What the emulator counts is g++'s code: a copy of a pack is one access there. Where nvcc takes packs
-apart, the emulator's requests are too few and too wide, and the figures of "load" and "store" too good.
+What the emulator counts is g++'s code, where a copy of a pack is one access. Where nvcc takes packs
+apart, the emulator's requests are too wide, and its figures of "load" and "store" too good.
 """
 
 import importlib.util
