@@ -1,5 +1,5 @@
-// Small kernels that are wrong on purpose, and right ones beside them: what the emulator must notice,
-// and what it must not. test_faults.py says what each is to be told.
+// Small kernels that are wrong on purpose, and right ones beside them: what the emulator must
+// notice, and what it must not. test_faults.py says what each is to be told.
 #include <cuda_runtime.h>
 
 namespace {

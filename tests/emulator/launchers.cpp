@@ -1,6 +1,7 @@
-// Every launcher of csrc/cuda behind one signature, for ctypes: LAUNCHER(name) and, where it has one,
-// WORKSPACE(name). `sizes` are its integers and flags and `buffers` its pointers, both in the order
-// that operators.py names them. A launcher whose signature changes changes its line here.
+// Every launcher of csrc/cuda behind one signature, for ctypes: LAUNCHER(name) and, where it has
+// one, WORKSPACE(name). `sizes` are its integers and flags and `buffers` its pointers, both in the
+// order that launchers.py names them, with the workspace last. A launcher whose signature changes
+// changes its line here.
 #include "add_affine_relu.h"
 #include "attention_gate.h"
 #include "cbam.h"

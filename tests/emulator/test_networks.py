@@ -18,7 +18,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: ran.create_model(
         "attention56_cifar", num_classes=4, width_multiplier=0.125
     ),
-    "cbam": lambda: ran.create_model("cbam_resnet18", num_classes=4, channels=(8, 8, 16, 16)),
+    "cbam": lambda: ran.create_model("cbam_resnet18", num_classes=4, channels=(16,) * 4),
 }
 KERNELS = {
     "attention": ("attention_gate_kernel", "upsample", "attention_gate_backward_kernel"),

@@ -8,7 +8,8 @@
 #include <ucontext.h>
 #endif
 
-// AddressSanitizer must be told that the stack changes. Not Clang's own macro alone: g++ has none.
+// AddressSanitizer must be told that the stack changes. g++ and Clang say in different ways that it
+// is there.
 #if defined(__SANITIZE_ADDRESS__)
 #define EMULATOR_ASAN 1
 #elif defined(__has_feature)
@@ -29,12 +30,16 @@ size_t scheduler_stack_bytes = 0;
 void* scheduler_asan_stack = nullptr;
 Fiber::Entry entry_of_new = nullptr;
 
-void leave_stack([[maybe_unused]] void** keep, [[maybe_unused]] const void* to, [[maybe_unused]] size_t bytes) {
+void leave_stack(
+    [[maybe_unused]] void** keep, [[maybe_unused]] const void* to, [[maybe_unused]] size_t bytes) {
 #ifdef EMULATOR_ASAN
   __sanitizer_start_switch_fiber(keep, to, bytes);
 #endif
 }
-void enter_stack([[maybe_unused]] void* kept, [[maybe_unused]] const void** from, [[maybe_unused]] size_t* bytes) {
+void enter_stack(
+    [[maybe_unused]] void* kept,
+    [[maybe_unused]] const void** from,
+    [[maybe_unused]] size_t* bytes) {
 #ifdef EMULATOR_ASAN
   __sanitizer_finish_switch_fiber(kept, from, bytes);
 #endif

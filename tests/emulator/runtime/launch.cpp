@@ -1,6 +1,7 @@
 // Launches: checked against a GPU's limits, recorded, and run block after block.
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <map>
 #include <numeric>
 #include <string>
@@ -36,7 +37,8 @@ cudaError_t last_error = cudaSuccess;
 
 std::string text_of(const Record& r) {
   const auto three = [](const dim3& d) {
-    return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+    return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) +
+           ")";
   };
   return "launch: grid " + three(r.grid) + ", block " + three(r.block) + ", " +
          std::to_string(r.shared_bytes) + " bytes of shared memory";
@@ -51,8 +53,9 @@ cudaError_t check(const Record& r) {
     report(text_of(r) + ": invalid configuration");
     return cudaErrorInvalidConfiguration;
   }
-  const auto limit = dynamic_shared_limit.find(r.kernel);
-  if (r.shared_bytes > (limit != dynamic_shared_limit.end() ? limit->second : kDefaultDynamicShared)) {
+  const auto found = dynamic_shared_limit.find(r.kernel);
+  const size_t limit = found != dynamic_shared_limit.end() ? found->second : kDefaultDynamicShared;
+  if (r.shared_bytes > limit) {
     report(text_of(r) + ": more shared memory than allowed");
     return cudaErrorInvalidValue;
   }

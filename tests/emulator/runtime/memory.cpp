@@ -66,7 +66,8 @@ void store16(void* to, const void* words) {
   memcpy(to, words, 16);
 }
 
-uint64_t atomic(Atomic kind, void* at, size_t size, bool is_signed, uint64_t operand, uint64_t compare) {
+uint64_t atomic(
+    Atomic kind, void* at, size_t size, bool is_signed, uint64_t operand, uint64_t compare) {
   watch::atomic_at(at, size, __builtin_return_address(0));
   if (size == 8) {
     return is_signed ? apply<int64_t>(kind, at, operand, compare)
@@ -84,8 +85,8 @@ void fence() {
 
 extern "C" {
 
-// A buffer of exactly these bytes, `offset` past a boundary of 256. What lies around it is known, so
-// that emulator_free finds a byte that was written there. *whole is for emulator_free.
+// A buffer of exactly these bytes, `offset` past a boundary of 256. What lies around it is known,
+// so that emulator_free, which *whole is for, finds a byte that was written there.
 constexpr size_t kGuard = 4096;
 constexpr unsigned char kGuardByte = 0xa5;
 

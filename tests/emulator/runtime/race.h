@@ -1,8 +1,8 @@
 // The race detector: who wrote and who read every byte last, and whether that came before.
 //
-// Two accesses of one byte, of which one writes, are in order where the same thread makes both, where
-// a barrier of their block lies between, where they are in different launches, or where the first
-// one's block published it: a thread that called __threadfence made an atomic operation at an
+// Two accesses of one byte, of which one writes, are in order where the same thread makes both,
+// where a barrier of their block lies between, where they are in different launches, or where the
+// first one's block published it: a thread that called __threadfence made an atomic operation at an
 // address, and a thread of the second one's block made one there afterwards.
 #pragma once
 

@@ -21,7 +21,8 @@ uint64_t next_random() {
 
 }  // namespace emulator
 
-extern "C" void emulator_set(int order, uint64_t seed, int dry, int blocks, int sample, int most_rows) {
+extern "C" void emulator_set(
+    int order, uint64_t seed, int dry, int blocks, int sample, int most_rows) {
   using namespace emulator;
   settings = {static_cast<Order>(order), dry != 0, blocks, static_cast<Sample>(sample), most_rows};
   random_state = seed * 2654435761u + kSeed;

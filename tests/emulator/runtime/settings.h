@@ -13,10 +13,10 @@ enum class Sample : int { kEdges, kSpread };
 
 struct Settings {
   Order order = Order::kForward;
-  bool dry = false;       // launches are checked and recorded, not run
-  int blocks = 0;         // run about that many blocks of a grid; 0: all
+  bool dry = false;  // launches are checked and recorded, not run
+  int blocks = 0;    // run about that many blocks of a grid; 0: all
   Sample sample = Sample::kEdges;
-  int most_rows = 0;      // cut grids to so many rows, whose loops over samples then go on; 0: don't
+  int most_rows = 0;  // cut grids to so many rows, whose loops over samples go on; 0: don't
 };
 extern Settings settings;
 

@@ -36,7 +36,8 @@ void fill_with_garbage(void* at, size_t bytes) {
 
 void begin_shared_of_launch(size_t dynamic_bytes) {
   // Exactly as large as asked for, so that AddressSanitizer sees a byte too many.
-  shared_memory.dynamic = static_cast<unsigned char*>(malloc(dynamic_bytes > 0 ? dynamic_bytes : 1));
+  void* const memory = malloc(dynamic_bytes > 0 ? dynamic_bytes : 1);
+  shared_memory.dynamic = static_cast<unsigned char*>(memory);
   shared_memory.dynamic_bytes = dynamic_bytes;
 }
 

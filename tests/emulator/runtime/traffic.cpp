@@ -49,7 +49,8 @@ struct Key {
 };
 struct Hash {
   size_t operator()(const Key& k) const {
-    return reinterpret_cast<uintptr_t>(k.pc) * 0x9e3779b97f4a7c15ull ^ (uint64_t{k.time} << 20) ^ k.who;
+    const auto pc = reinterpret_cast<uintptr_t>(k.pc);
+    return pc * 0x9e3779b97f4a7c15ull ^ (uint64_t{k.time} << 20) ^ k.who;
   }
 };
 std::unordered_map<Key, Request, Hash> requests;  // of the block that runs, by warp
@@ -163,9 +164,10 @@ void emulator_count(int on) {
 void emulator_counts(int index, uint64_t* out) {
   const auto& counts = emulator::traffic::launches[static_cast<size_t>(index)];
   for (const auto* side : {&counts.load, &counts.store}) {
-    for (const uint64_t value : {side->bytes, side->sectors, side->requests, side->distinct_sectors}) {
-      *out++ = value;
-    }
+    *out++ = side->bytes;
+    *out++ = side->sectors;
+    *out++ = side->requests;
+    *out++ = side->distinct_sectors;
     out = std::copy(side->by_width.begin(), side->by_width.end(), out);
   }
   *out++ = counts.shared_requests;

@@ -100,7 +100,14 @@ void complete(int first, unsigned mask) {
 }  // namespace
 
 void exchange_in_warp(
-    Exchange kind, int line, unsigned mask, const void* in, void* out, size_t size, int argument, int width) {
+    Exchange kind,
+    int line,
+    unsigned mask,
+    const void* in,
+    void* out,
+    size_t size,
+    int argument,
+    int width) {
   Thread& mine = block.running();
   const int lane = block.current % kLanes;
   const int first = block.current - lane;

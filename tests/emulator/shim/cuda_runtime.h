@@ -50,7 +50,8 @@ enum cudaFuncAttribute {
 };
 extern "C" cudaError_t cudaGetLastError();
 extern "C" const char* cudaGetErrorString(cudaError_t error);
-extern "C" cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream = nullptr);
+extern "C" cudaError_t cudaMemsetAsync(
+    void* at, int value, size_t bytes, cudaStream_t stream = nullptr);
 
 namespace emulator {
 
@@ -64,7 +65,7 @@ struct Work {
 void launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, const Work& work);
 void limit_dynamic_shared(const void* kernel, int bytes);
 
-// kernel<<<grid, block, shared, stream>>>(...) is written Launch(grid, block, shared, stream).run(kernel, ...)
+// kernel<<<grid, block, bytes>>>(...) is written Launch(grid, block, bytes).run(kernel, ...).
 struct Launch {
   dim3 grid;
   dim3 block;
@@ -99,7 +100,14 @@ void barrier(int line);
 
 enum class Exchange { kXor, kDown, kUp, kIndex, kSync, kBallot };
 void exchange_in_warp(
-    Exchange kind, int line, unsigned mask, const void* in, void* out, size_t size, int argument, int width);
+    Exchange kind,
+    int line,
+    unsigned mask,
+    const void* in,
+    void* out,
+    size_t size,
+    int argument,
+    int width);
 
 template <typename T>
 T shuffle(Exchange kind, int line, unsigned mask, T value, int argument, int width = warpSize) {
@@ -121,13 +129,14 @@ void store16(void* to, const void* words);
 
 enum class Atomic { kAdd, kMin, kMax, kExchange, kCompareAndSwap, kIncrement, kAnd, kOr };
 // Returns what was there. An atomic operation does not race with another one.
-uint64_t atomic(Atomic kind, void* at, size_t size, bool is_signed, uint64_t operand, uint64_t compare);
+uint64_t atomic(
+    Atomic kind, void* at, size_t size, bool is_signed, uint64_t operand, uint64_t compare);
 // __threadfence: an atomic operation of this thread then publishes what its block wrote before.
 void fence();
 
 template <typename T>
 T atomic(Atomic kind, T* at, T operand, T compare = 0) {
-  static_assert(std::is_integral_v<T>, "atomics on floats would make results differ from run to run");
+  static_assert(std::is_integral_v<T>, "atomics on floats make results differ from run to run");
   return static_cast<T>(atomic(
       kind,
       at,
