@@ -24,12 +24,12 @@ class Sparse:
     def __init__(self, emulator: Emulator, count: int, dtype: Any = np.float16) -> None:
         self.count = count
         bytes_ = count * np.dtype(dtype).itemsize
-        self.at = emulator.c_reserve(bytes_ + 4096)
+        self.at = emulator.c.reserve(bytes_ + 4096)
         if self.at is None:
             raise MemoryError(f"no address space for {bytes_} bytes")
         memory = ctypes.cast(self.at, ctypes.POINTER(ctypes.c_uint8))
         self.array = np.ctypeslib.as_array(memory, (bytes_,)).view(dtype)
-        self._release = lambda: emulator.c_release(self.at, bytes_ + 4096)
+        self._release = lambda: emulator.c.release(self.at, bytes_ + 4096)
 
     def values(self) -> Array:
         return np.asarray(self.array, np.float64)
@@ -43,14 +43,14 @@ class Beyond:
     """One launcher after another; `wrong` says what was not right."""
 
     def __init__(self, emulator: Emulator) -> None:
-        self.emulator, self.wrong = emulator, []
+        self.emulator = emulator
+        self.wrong: list[str] = []
         self.random = np.random.default_rng(0)
 
-    def buffers(
-        self, name: str, sizes: dict[str, int], absent: Any = ()
-    ) -> dict[str, Sparse | None]:
+    def buffers(self, name: str, sizes: dict[str, int], absent: Any = ()) -> dict[str, Any]:
         """Those of a launcher, of float16; the ends of all are set to random values."""
-        launcher, made = LAUNCHERS[name], {}
+        launcher = LAUNCHERS[name]
+        made: dict[str, Any] = {}
         for key, buffer in launcher.buffers.items():
             if key in absent:
                 made[key] = None
@@ -65,7 +65,7 @@ class Beyond:
                 end[:] = self.random.standard_normal(end.size).astype(kind)
         return made
 
-    def launch(self, name: str, sizes: dict[str, int], buffers: dict[str, Sparse | None]) -> None:
+    def launch(self, name: str, sizes: dict[str, int], buffers: dict[str, Any]) -> None:
         launcher = LAUNCHERS[name]
         numbers = launcher.sizes(sizes)
         pointers = [None if buffer is None else buffer.at for buffer in buffers.values()]
@@ -100,10 +100,10 @@ class Beyond:
         index = np.arange(count - width, count) % (c * hw)
         channel, position = (index % c, index // c) if last else (index // hw, index % hw)
 
-        def end(buffer: Sparse | None) -> Array:
+        def end(buffer: Any) -> Array:
             return np.asarray(buffer.array[-width:], np.float64)
 
-        def at(buffer: Sparse | None, places: Array, of: int) -> Array:
+        def at(buffer: Any, places: Array, of: int) -> Array:
             return np.asarray(buffer.array[buffer.count - of + places], np.float64)
 
         b = self.buffers("cbam_gate", sizes)
@@ -145,18 +145,18 @@ class Beyond:
         width = 64
         in_rows = bool(last) != over_positions
 
-        def part(buffer: Sparse | None) -> Array:
+        def part(buffer: Any) -> Array:
             """(kept, reduced): the members of the results that are looked at."""
             if in_rows:
                 return buffer.array[-width * reduced :].reshape(width, reduced)
             return buffer.array[-c * hw :].reshape(reduced, kept)[:, -width:].T
 
-        def fill(buffer: Sparse | None) -> Array:
+        def fill(buffer: Any) -> Array:
             values = self.random.standard_normal((width, reduced)).astype(np.float16)
             part(buffer)[...] = values
             return values.astype(np.float64)
 
-        def end(buffer: Sparse | None) -> Array:
+        def end(buffer: Any) -> Array:
             return np.asarray(buffer.array[-width:], np.float64)
 
         pool = "channel_pool" if over_positions else "spatial_pool"
@@ -196,7 +196,7 @@ class Beyond:
         sizes["residual"] = 1
         width = 32
 
-        def part(buffer: Sparse | None) -> Array:
+        def part(buffer: Any) -> Array:
             if activation == MIXED:
                 return buffer.array[-width:].reshape(1, -1)
             return buffer.array[-members * inner :].reshape(members, inner)[:, -width:]
@@ -250,7 +250,7 @@ class Beyond:
         self.close(f"upsample_backward {sizes}", b["grad_x"].array[-16:], np.full(16, 4.0), 4e-3)
         self.free(b)
 
-    def free(self, buffers: dict[str, Sparse | None]) -> None:
+    def free(self, buffers: dict[str, Any]) -> None:
         for buffer in buffers.values():
             if buffer is not None:
                 buffer.free()

@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 ORDERS = (FORWARD, REVERSE, RANDOM) = range(3)
 #: Which blocks run where not all do: both ends and random ones, or ones evenly spread.
@@ -38,9 +40,11 @@ class Emulator:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.library = library = ctypes.CDLL(str(path))
+        #: Its functions, without their prefix.
+        self.c = SimpleNamespace()
         #: Whether it watches every access.
         self.watches = hasattr(library, "emulator_watch")
-        signatures = {
+        signatures: dict[str, tuple[Any, list[Any]]] = {
             "set": (None, [_INT, ctypes.c_uint64, _INT, _INT, _INT, _INT]),
             "set_approximation": (None, [_INT]),
             "findings": (ctypes.c_char_p, []),
@@ -61,7 +65,7 @@ class Emulator:
         for name, (result, arguments) in signatures.items():
             function = getattr(library, f"emulator_{name}")
             function.restype, function.argtypes = result, arguments
-            setattr(self, f"c_{name}", function)
+            setattr(self.c, name, function)
 
     def configure(
         self,
@@ -76,10 +80,10 @@ class Emulator:
         """How launches run from now on; see runtime/settings.h. Forgets earlier findings."""
         self.library.emulator_forget_findings()
         self.library.emulator_forget_launches()
-        self.c_set(order, seed, dry, blocks, sample, most_rows)
+        self.c.set(order, seed, dry, blocks, sample, most_rows)
 
     def findings(self) -> str:
-        return self.c_findings().decode().strip()
+        return self.c.findings().decode().strip()
 
     def launch(self, name: str, dtype: int, sizes: list[int], buffers: list[int | None]) -> int:
         """Calls a launcher of launchers.cpp; returns its cudaError_t."""
@@ -101,7 +105,7 @@ class Emulator:
         found = []
         values = (ctypes.c_uint64 * 7)()
         for index in range(self.library.emulator_launches()):
-            self.c_launch(index, values)
+            self.c.launch(index, values)
             kernel, x, y, z, threads, shared, ran = values
             name = self.kernels.get(kernel - self.base, hex(kernel))
             found.append(Launch(name, (x, y, z), threads, shared, ran))
@@ -110,13 +114,13 @@ class Emulator:
     def entered(self) -> set[str]:
         """Names of the kernels that ran since the library was loaded."""
         addresses = (ctypes.c_uint64 * 8192)()
-        count = self.c_entered(addresses, len(addresses))
+        count = self.c.entered(addresses, len(addresses))
         return {self.kernels.get(at - self.base, hex(at)) for at in addresses[:count]}
 
     @cached_property
     def base(self) -> int:
         """Where the library was loaded."""
-        at = ctypes.cast(self.library.emulator_set, _ADDRESS).value
+        at = ctypes.cast(self.library.emulator_set, _ADDRESS).value or 0
         return at - self._symbols["emulator_set"]
 
     @cached_property

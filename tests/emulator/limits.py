@@ -86,10 +86,10 @@ def _cases(random: int) -> Iterator[tuple[str, dict[str, int], range]]:
                     for activation in (MIXED, CHANNEL, SPATIAL):
                         yield name, groups(activation, n, c, hw, last) | {"residual": 1}, dtypes
     keys = ("n", "c", "h", "w", "height", "width")
-    for shape in IMAGES:
+    for images in IMAGES:
         for last in (0, 1):
             for align in (0, 1):
-                sizes = dict(zip(keys, shape, strict=True))
+                sizes = dict(zip(keys, images, strict=True))
                 sizes |= {"channels_last": last, "align_corners": align}
                 for name, launcher in LAUNCHERS.items():
                     if launcher.on == "images":

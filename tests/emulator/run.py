@@ -77,10 +77,10 @@ def systematic(trial: Trial, names: list[str], seconds: float) -> None:
                     if time.monotonic() < deadline:
                         CASES[name](trial, (*shape, dtype, last))
     if "upsample" in names:
-        for shape in shapes.KEPT_AXES:
+        for image in shapes.KEPT_AXES:
             for _ in range(24):
                 if time.monotonic() < deadline:
-                    images.upsample(trial, shape)
+                    images.upsample(trial, image)
 
 
 def many(trial: Trial, names: list[str]) -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     if options.kind == "huge":
         sys.exit(huge(options.cases))
     emulator = Emulator(options.library or build.kernels(options.kind))
-    emulator.c_set_approximation(options.approximation)
+    emulator.c.set_approximation(options.approximation)
     trial = Trial(emulator, options.seed, options.orders)
     names = [name for name in CASES if options.only in name]
     if not options.random:

@@ -59,16 +59,17 @@ SANITIZED = {
 def findings(kind: str, name: str, order: int) -> tuple[str, np.ndarray]:
     """What the emulator says of a launch, and what the kernel wrote."""
     emulator = Emulator(build.faults(kind))
-    memory, whole = [], []
+    memory: list[int] = []
+    whole: list[ctypes.c_void_p] = []
     for size in (IN, OUT):
         whole.append(ctypes.c_void_p())
-        memory.append(emulator.c_allocate(size, 0, ctypes.byref(whole[-1])))
+        memory.append(emulator.c.allocate(size, 0, ctypes.byref(whole[-1])))
     numbers = np.arange(THREADS, dtype=np.int32)
     ctypes.memmove(memory[0], numbers.ctypes.data, IN)
     ctypes.memset(memory[1], 0, OUT)
     if emulator.watches:
-        emulator.c_watch(memory[0], IN, 1, 0, b"in")
-        emulator.c_watch(memory[1], OUT, 1, 1, b"out")
+        emulator.c.watch(memory[0], IN, 1, 0, b"in")
+        emulator.c.watch(memory[1], OUT, 1, 1, b"out")
     emulator.configure(order, seed=1)
     getattr(emulator.library, f"fault_{name}")(*map(ctypes.c_void_p, memory))
     out = np.frombuffer(ctypes.string_at(memory[1], OUT), np.int32)
@@ -114,14 +115,14 @@ def counted(name: str) -> traffic.Counted:
     values = (ctypes.c_int32 * 4096)()
     out = (ctypes.c_int32 * 4096)()
     emulator.configure()
-    emulator.c_count(1)
+    emulator.c.count(1)
     # At boundaries of sectors, which ctypes does not care about.
     places = [
         ctypes.c_void_p(-(-ctypes.addressof(memory) // 128) * 128) for memory in (values, out)
     ]
     getattr(emulator.library, f"fault_{name}")(*places)
     result = traffic._counted(emulator, 0, emulator.launches()[0])
-    emulator.c_count(0)
+    emulator.c.count(0)
     return result
 
 

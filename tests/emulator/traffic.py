@@ -65,7 +65,8 @@ def count(
     """
     launcher = LAUNCHERS[name]
     numbers = launcher.sizes(sizes)
-    places, end = [], _ALIGNMENT
+    places: list[int | None] = []
+    end = _ALIGNMENT
     spans = [0 if key in absent else launcher.bytes(key, dtype, sizes) for key in launcher.buffers]
     emulator.configure()
     if launcher.workspace:
@@ -73,31 +74,35 @@ def count(
     for span in spans:
         places.append(end if span else None)
         end += -(-span // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
-    memory = emulator.c_reserve(end)
+    memory = emulator.c.reserve(end)
     if memory is None:
         raise MemoryError(f"{name}: no address space for {end} bytes")
     aligned = -(-memory // _ALIGNMENT) * _ALIGNMENT - _ALIGNMENT
     buffers = [None if place is None else aligned + place for place in places]
     try:
         emulator.configure(blocks=blocks, sample=SPREAD)
-        emulator.c_count(1)
+        emulator.c.count(1)
         error = emulator.launch(name, dtype, numbers, buffers)
         if error or emulator.findings():
             raise RuntimeError(f"{name}: returned {error}; {emulator.findings()}")
         return [_counted(emulator, index, made) for index, made in enumerate(emulator.launches())]
     finally:
-        emulator.c_count(0)
-        emulator.c_release(memory, end)
+        emulator.c.count(0)
+        emulator.c.release(memory, end)
 
 
 def _counted(emulator: Emulator, index: int, launch: Launch) -> Counted:
     values = (ctypes.c_uint64 * (2 * (4 + len(WIDTHS)) + 2))()
-    emulator.c_counts(index, values)
+    emulator.c.counts(index, values)
     share = launch.blocks / launch.blocks_run
     scaled = [value * share for value in values]
     width = 4 + len(WIDTHS)
-    load, store = (Side(*s[:4], tuple(s[4:])) for s in (scaled[:width], scaled[width : 2 * width]))
-    return Counted(launch, load, store, *scaled[2 * width :])
+    load, store = (_side(scaled[at : at + width]) for at in (0, width))
+    return Counted(launch, load, store, scaled[-2], scaled[-1])
+
+
+def _side(values: list[float]) -> Side:
+    return Side(values[0], values[1], values[2], values[3], tuple(values[4:]))
 
 
 def least_bytes(name: str, dtype: int, sizes: dict[str, int], absent: tuple[str, ...] = ()) -> int:

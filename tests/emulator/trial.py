@@ -43,7 +43,7 @@ class Memory:
         self.dtype, self.shape, self.bytes = values.dtype, values.shape, values.nbytes
         self.original = values.tobytes()
         self._whole = ctypes.c_void_p()
-        self.at = emulator.c_allocate(self.bytes, offset, ctypes.byref(self._whole))
+        self.at = emulator.c.allocate(self.bytes, offset, ctypes.byref(self._whole))
         ctypes.memmove(self.at, self.original, self.bytes)
 
     def read(self) -> bytes:
@@ -54,7 +54,7 @@ class Memory:
 
     def free(self) -> bool:
         """Whether nothing was written around it."""
-        return bool(self.emulator.c_free(self._whole, self.bytes, self.offset))
+        return bool(self.emulator.c.free(self._whole, self.bytes, self.offset))
 
 
 class Trial:
@@ -183,7 +183,7 @@ class Trial:
             for key, m in memory.items():
                 if m is not None:
                     out = key in writable
-                    self.emulator.c_watch(m.at, m.bytes, not out, out, key.encode())
+                    self.emulator.c.watch(m.at, m.bytes, not out, out, key.encode())
                     watched.append(key)
         self.emulator.configure(
             order, seed=self.seed * 7919 + sum(self.cases.values()), most_rows=rows
@@ -201,7 +201,7 @@ class Trial:
                     self.fail(name, f"{label}: input {key} changed")
             elif key != "workspace":
                 results[key] = m.values()
-                if key in watched and (count := self.emulator.c_unwritten(watched.index(key))):
+                if key in watched and (count := self.emulator.c.unwritten(watched.index(key))):
                     self.fail(name, f"{label}: {key}: {count} bytes not written")
             if not m.free():
                 self.fail(name, f"{label}: written outside of {key}")

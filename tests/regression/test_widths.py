@@ -18,8 +18,8 @@ SASS = """
 
 def counted(kernel: str, load: list[float], store: list[float]) -> Counted:
     launch = Launch(kernel, (1, 1, 1), 32, 0, 1)
-    sides = (Side(sum(side), 0, 0, 0, tuple(side)) for side in (load, store))
-    return Counted(launch, *sides, 0, 0)
+    loads, stores = (Side(sum(side), 0, 0, 0, tuple(side)) for side in (load, store))
+    return Counted(launch, loads, stores, 0, 0)
 
 
 def test_widths_of_the_sass() -> None:
