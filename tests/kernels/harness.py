@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +12,35 @@ from torch import Tensor
 
 import ran_kernels
 
+from ..emulator import build
+from ..emulator.place import emulated
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A backend on a device."""
+    """A backend on a device; with `emulated`, the CUDA kernels on tensors of the CPU."""
 
     backend: str
     device: str
+    emulated: bool = False
 
     def __str__(self) -> str:
-        return f"{self.backend}-{self.device}"
+        return f"{self.backend}-{'emulated' if self.emulated else self.device}"
 
     def run(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """op(*args, **kwargs) on this backend."""
-        with ran_kernels.backend(self.backend):
+        with emulated() if self.emulated else nullcontext(), ran_kernels.backend(self.backend):
             return op(*args, **kwargs)
+
+
+#: The CUDA C++ kernels through their real launchers and tensor side; see tests/emulator.
+EMULATED = pytest.param(
+    Place("native", "cpu", emulated=True),
+    id="native-emulated",
+    marks=pytest.mark.skipif(bool(why := build.missing()), reason=str(why)),
+)
 
 
 def _places() -> list[Any]:
@@ -38,6 +51,7 @@ def _places() -> list[Any]:
     return [
         pytest.param(Place("reference", "cpu"), id="reference-cpu"),
         pytest.param(Place("native", "cpu"), id="native-cpu"),
+        EMULATED,
         pytest.param(Place("triton", "cpu"), id="triton-cpu", marks=no_interpreter),
         pytest.param(Place("native", "cuda"), id="native-cuda", marks=pytest.mark.gpu),
         pytest.param(Place("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu),

@@ -15,10 +15,12 @@ import ran_kernels
 from ran_kernels import reference
 
 from .cbam_cases import channel_logits, features, spatial_logits
-from .harness import DTYPES, LAYOUTS, Place, check_against_reference, check_outputs
+from .harness import DTYPES, EMULATED, LAYOUTS, Place, check_against_reference, check_outputs
 
 NATIVE = [
     pytest.param(Place("native", "cpu"), id="native-cpu"),
+    # A minute of the CPU for each operator.
+    pytest.param(*EMULATED.values, id=EMULATED.id, marks=[*EMULATED.marks, pytest.mark.emulate]),
     pytest.param(Place("native", "cuda"), id="native-cuda", marks=pytest.mark.gpu),
     pytest.param(Place("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu),
 ]

@@ -1,9 +1,11 @@
 """What the kernels cost, in figures that do not depend on the machine's load.
 
-``python -m tests.regression.measure`` writes them to baseline.json, which the tests compare with.
-Do that in the commit that changes a kernel on purpose, and say in its message what it bought.
+``python -m tests.regression.measure`` writes them to baseline.json, which the tests compare with;
+names of parts ("cpu", "cuda", "triton", "traffic") renew those alone. Do that in the commit that
+changes a kernel on purpose, and say in its message what it bought.
 """
 
+import argparse
 import importlib.metadata
 import json
 import platform
@@ -12,12 +14,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ran_kernels import extension
+from tests.emulator import build
+
+from . import traffic
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -91,11 +97,12 @@ def versions() -> dict[str, str | None]:
         "cpu": info.get("compiler"),
         "cuda": info.get("cuda"),
         "triton": importlib.metadata.version("triton"),
+        "traffic": build.compiler_version() if build.compiler() else None,
     }
 
 
 def read_baseline(part: str) -> dict[str, Any]:
-    """The baseline's figures of "cpu", "cuda" or "triton". Skips the test at another compiler's."""
+    """The baseline's figures of a part. Skips the test at another compiler's."""
     baseline = json.loads(BASELINE.read_text())
     then, now = baseline["versions"][part], versions()[part]
     if then != now:
@@ -103,23 +110,53 @@ def read_baseline(part: str) -> dict[str, Any]:
     return baseline[part]
 
 
-def main() -> None:
-    if missing := missing_for_instructions():
-        sys.exit(f"measure: {missing}")
+def compiled_triton() -> dict[str, dict[str, int]]:
+    """`triton_resources` of all kernels, compiled now."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_triton"]
     compiled = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    figures: dict[str, dict[str, Any]] = {
-        "versions": versions(),
-        "cpu": instructions(),
-        "cuda": cuda_resources(),
-        "triton": triton_resources(json.loads(compiled)["builds"]),
-    }
-    # A line each, so that a change of the baseline can be read.
+    return triton_resources(json.loads(compiled)["builds"])
+
+
+def memory_traffic() -> dict[str, dict[str, float]]:
+    """What the networks' operators cost in memory traffic; see traffic.py."""
+    resources = json.loads(BASELINE.read_text())["cuda"]
+    return {row.name: traffic.counted(row, resources) for row in traffic.rows()}
+
+
+#: In this order: the traffic's waves of blocks depend on the registers.
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "cpu": instructions,
+    "cuda": cuda_resources,
+    "triton": compiled_triton,
+    "traffic": memory_traffic,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    names = parser.parse_args().parts or list(PARTS)
+    if unknown := set(names) - set(PARTS):
+        parser.error(f"PART: expected some of {', '.join(PARTS)}, got {', '.join(unknown)}")
+    if "cpu" in names and (missing := missing_for_instructions()):
+        sys.exit(f"measure: {missing}")
+    for name in (name for name in PARTS if name in names):
+        baseline = json.loads(BASELINE.read_text())
+        baseline[name] = PARTS[name]()
+        baseline["versions"][name] = versions()[name]
+        BASELINE.write_text(in_lines(baseline))
+
+
+def in_lines(figures: dict[str, dict[str, Any]]) -> str:
+    """A line each, so that a change of the baseline can be read."""
     parts = []
     for part, entries in figures.items():
-        lines = [f"  {json.dumps(name)}: {json.dumps(entries[name])}" for name in sorted(entries)]
+        lines = [
+            f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(entries[name])}"
+            for name in sorted(entries)
+        ]
         parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
-    BASELINE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Kernels cost what they did: instructions on the CPU, registers and memory on GPUs.
+"""Kernels cost what they did: instructions on the CPU, registers, memory and its traffic on GPUs.
 
 Timings never decide a test. These figures do not depend on what else a machine does.
 """
 
+import math
 from typing import Any
 
 import pytest
 
 from ran_kernels import extension
+from tests.emulator import build
 
-from . import measure
+from . import measure, traffic
 
 
 def differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
@@ -61,4 +63,53 @@ def test_a_difference_shows() -> None:
         "gone: only in the baseline",
         "a: instructions 100 -> 106",
         "b: registers 40 -> 48",
+    ]
+
+
+def worsened(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Figures of memory traffic that are worse than the baseline's by more than they may be."""
+    found = [f"{name}: not in the baseline" for name in sorted(now.keys() - then.keys())]
+    for name in sorted(now.keys() & then.keys()):
+        for key, was in then[name].items():
+            is_now = now[name][key]
+            if _cost(key, is_now) > _cost(key, was) * (1 + measure.TOLERANCE):
+                found.append(f"{name}: {key} {was:g} -> {is_now:g}")
+    return found
+
+
+def _cost(key: str, value: float) -> float:
+    """Of waves, the time that the last one makes: 1.1 waves take as long as 2."""
+    return math.ceil(value) / value if key == "waves" else value
+
+
+@pytest.mark.skipif(bool(build.missing()), reason=str(build.missing()))
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pytest.param(batch, marks=pytest.mark.emulate if batch != traffic.BATCHES[0] else ())
+        for batch in traffic.BATCHES
+    ],
+)
+def test_memory_traffic_of_the_cuda_kernels(batch: int) -> None:
+    then = measure.read_baseline("traffic")
+    resources = measure.cuda_resources()
+    rows = [row for row in traffic.rows() if row.batch == batch]
+    now = {row.name: traffic.counted(row, resources) for row in rows}
+    if not resources:
+        for figures in now.values():
+            del figures["waves"]  # they depend on registers, which this build has none of
+        then = {name: {k: v for k, v in f.items() if k != "waves"} for name, f in then.items()}
+    found = worsened(now, then)
+    assert not found, "\n".join(
+        ["if on purpose, python -m tests.regression.measure traffic renews the baseline:", *found]
+    )
+
+
+def test_worse_traffic_shows() -> None:
+    then = {"a": {"asked": 1.0, "waves": 0.9}, "b": {"asked": 2.0, "waves": 2.0}}
+    now = {"a": {"asked": 1.1, "waves": 1.1}, "b": {"asked": 1.0, "waves": 1.95}, "c": {}}
+    assert worsened(now, then) == [
+        "c: not in the baseline",
+        "a: asked 1 -> 1.1",
+        "a: waves 0.9 -> 1.1",
     ]
