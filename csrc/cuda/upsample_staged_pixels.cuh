@@ -39,6 +39,12 @@ inline void cut(BandTiles& t, const UpsampleShape& s, int64_t height, int64_t mo
   t.rows = static_cast<int>((height + t.bands - 1) / t.bands);
 }
 
+// A table of so many Tap<A> ends on a multiple of 16 bytes, of float64's 24 as well.
+template <typename Int>
+__host__ __device__ __forceinline__ Int even(Int count) {
+  return (count + 1) / 2 * 2;
+}
+
 // Rows of the result that a band has forwards, unless their sources take too much memory: it needs
 // half as many and up to three more.
 constexpr int64_t kBandRows = 16;
@@ -50,7 +56,7 @@ BandTiles forward_bands(const UpsampleShape& s, const Axis<A>& height, int pack)
   for (int64_t rows = kBandRows; s.w <= kWide && rows >= kBandRows / 4; rows /= 2) {
     cut(t, s, s.height, std::min(rows, s.height));
     const int64_t sources = std::min(s.h, sources_of(height, t.rows));
-    t.shared = sources * s.w * t.lanes * 16 + (s.width + t.rows) * sizeof(Tap<A>);
+    t.shared = sources * s.w * t.lanes * 16 + (even(s.width) + even(t.rows)) * sizeof(Tap<A>);
     if (t.shared <= kSharedBytes) {
       break;
     }
@@ -106,8 +112,8 @@ __global__ void __launch_bounds__(kThreads, 4) upsample_staged_pixels_kernel(
   using P = Pack<T, N>;
   extern __shared__ __align__(16) unsigned char shared[];
   Tap<A>* const columns = reinterpret_cast<Tap<A>*>(shared);
-  Tap<A>* const rows = columns + width.target;
-  P* const staged = reinterpret_cast<P*>(rows + tiles.rows);
+  Tap<A>* const rows = columns + even(width.target);
+  P* const staged = reinterpret_cast<P*>(rows + even(tiles.rows));
   const int lane = static_cast<int>(threadIdx.x) % tiles.lanes;
   const int place = static_cast<int>(threadIdx.x) / tiles.lanes;
   const int places = kThreads / tiles.lanes;
