@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(kThreads) upsample_pixels_kernel(
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads, 4) upsample_backward_pixels_kernel(
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
+    upsample_backward_pixels_kernel(
     const T* __restrict__ grad,
     T* __restrict__ grad_x,
     PixelTiles tiles,

@@ -24,6 +24,9 @@ constexpr int64_t kSlice = INT32_MAX - (1 << 20);
 // `most`. A slice begins on a multiple of 16 bytes where that many images fit. Returns a cudaError_t.
 template <typename Launch>
 int in_slices(int64_t images, int64_t most, Launch&& launch) {
+  if (most < 1) {
+    return cudaErrorInvalidConfiguration;  // an image beyond any GPU's memory
+  }
   most = most > 16 ? most / 16 * 16 : most;
   for (int64_t first = 0; first < images; first += most) {
     launch(first, std::min(most, images - first));

@@ -209,6 +209,7 @@ __global__ void __launch_bounds__(kThreads, 4) upsample_backward_staged_pixels_k
   for (int tile = blockIdx.x; tile < all; tile += gridDim.x) {
     const Band band(tiles, tile, height.source);
     const bool present = band.pack < tiles.packs;
+    const bool mine = present && column < width.source;  // a column of the result
     const int until = band.first + band.rows;
     const int end = last_reader(height, until - 1);
     const P* from = reinterpret_cast<const P*>(grad) +
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 4) upsample_backward_staged_pixels_k
             band.image * height.source * width.source * tiles.packs + band.pack;
     OpenRows<A, N> open(band.first - 1);
     const auto emit = [&](int row, const A(&sum)[N]) {
-      if (row >= band.first && present) {
+      if (row >= band.first) {
         Pack<T, N> o;
 #pragma unroll
         for (int k = 0; k < N; ++k) {
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 4) upsample_backward_staged_pixels_k
         }
       }
       __syncthreads();
-      for (int i = 0; i < rows && column < width.source; ++i) {
+      for (int i = 0; i < rows && mine; ++i) {
         const Tap<A> tap = tap_of(height, first + i);
         open.close(tap.first, emit);
         A sum[N];
@@ -246,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 4) upsample_backward_staged_pixels_k
       }
       __syncthreads();  // before the next rows overwrite these
     }
-    if (column < width.source) {
+    if (mine) {
       open.close(until, emit);
     }
   }
