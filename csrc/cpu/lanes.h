@@ -1,6 +1,7 @@
 // Ranges cut into vectors, and what the kernels that sum over a dimension do with lanes.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "simd.h"
@@ -186,8 +187,10 @@ RAN_INLINE void fill_scaled(
 
 // from, or -1, which no position equals.
 RAN_INLINE void fill_index(const int32_t* from, int32_t* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    to[i] = from ? from[i] : -1;
+  if (from) {
+    std::memcpy(to, from, n * sizeof(int32_t));
+  } else {
+    std::fill_n(to, n, -1);
   }
 }
 

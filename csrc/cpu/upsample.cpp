@@ -50,7 +50,7 @@ RAN_INLINE void stretch(
       // A vector may reach past a row shorter than itself: into the next, but not past the last.
       T padded[kLanes] = {};
       if (s.w < kLanes && (row + 1) * s.w + kLanes > s.n * s.channels * s.h * s.w) {
-        std::copy_n(from, s.w, padded);
+        std::memcpy(padded, from, s.w * sizeof(T));
         from = padded;
       }
       return stretch_by_shuffles(from, taps.steps, to);

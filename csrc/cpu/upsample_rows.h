@@ -117,10 +117,19 @@ RAN_INLINE void stretch_by_shuffles(
   }
 }
 
+// One element of a row, which may be a user's at any address.
+template <typename A>
+RAN_INLINE A load_element(const A* from) {
+  A value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
 template <typename A>
 RAN_INLINE void stretch_by_element(const A* row, const std::vector<Tap<A>>& taps, A* to) {
   for (const Tap<A>& tap : taps) {
-    *to++ = row[tap.first] * tap.first_weight + row[tap.second] * tap.second_weight;
+    *to++ = load_element(row + tap.first) * tap.first_weight +
+        load_element(row + tap.second) * tap.second_weight;
   }
 }
 

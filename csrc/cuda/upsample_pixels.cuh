@@ -1,9 +1,7 @@
-// The kernels of upsample for channels_last images: a block is a tile of columns and channels.
+// The kernels of upsample for any channels_last images: a block is a tile of columns and channels.
 #pragma once
 
-#include "../common/bilinear.h"
-#include "../upsample.h"
-#include "kernel.cuh"
+#include "upsample_stage.cuh"
 
 namespace ran::cuda {
 
@@ -12,13 +10,14 @@ constexpr int kTileRows = 4;
 constexpr int kTileColumns = 8;
 
 struct PixelTiles {
+  int64_t packs;
   int lanes;  // threads side by side along the channels, each with one pack
   unsigned along_channels;
   unsigned along_width;
   unsigned along_height;
-  unsigned blocks;
+  int64_t per_image;  // blocks
 
-  PixelTiles(int64_t n, int64_t height, int64_t width, int64_t packs) : lanes(kThreads) {
+  PixelTiles(int64_t height, int64_t width, int64_t packs) : packs(packs), lanes(kThreads) {
     // Columns to share what they read, as far as there are any, then channels; both powers of two.
     while (kThreads / lanes < kTileColumns && kThreads / lanes < width) {
       lanes /= 2;
@@ -30,7 +29,7 @@ struct PixelTiles {
     along_channels = static_cast<unsigned>((packs + lanes - 1) / lanes);
     along_width = static_cast<unsigned>((width + columns - 1) / columns);
     along_height = static_cast<unsigned>((height + kTileRows - 1) / kTileRows);
-    blocks = static_cast<unsigned>(n * along_height * along_width * along_channels);
+    per_image = static_cast<int64_t>(along_height) * along_width * along_channels;
   }
 };
 
@@ -40,33 +39,31 @@ struct Pixel {
   int64_t pack;
   int row;
   int column;
-};
 
-__device__ __forceinline__ Pixel pixel_of_thread(const PixelTiles& tiles) {
-  const unsigned across = blockIdx.x / tiles.along_channels;
-  const unsigned down = across / tiles.along_width;
-  Pixel at;
-  at.pack = static_cast<int64_t>(blockIdx.x % tiles.along_channels) * tiles.lanes +
-            threadIdx.x % tiles.lanes;
-  at.column = static_cast<int>(across % tiles.along_width) * (kThreads / tiles.lanes) +
-              static_cast<int>(threadIdx.x) / tiles.lanes;
-  at.row = static_cast<int>(down % tiles.along_height) * kTileRows;
-  at.image = down / tiles.along_height;
-  return at;
-}
+  explicit __device__ __forceinline__ Pixel(const PixelTiles& tiles) {
+    const unsigned across = blockIdx.x / tiles.along_channels;
+    const unsigned down = across / tiles.along_width;
+    pack = static_cast<int64_t>(blockIdx.x % tiles.along_channels) * tiles.lanes +
+           threadIdx.x % tiles.lanes;
+    column = static_cast<int>(across % tiles.along_width) * (kThreads / tiles.lanes) +
+             static_cast<int>(threadIdx.x) / tiles.lanes;
+    row = static_cast<int>(down % tiles.along_height) * kTileRows;
+    image = down / tiles.along_height;
+  }
+};
 
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads) upsample_pixels_kernel(
     const T* __restrict__ x,
     const T* __restrict__ skip,
     T* __restrict__ out,
-    int64_t packs,
     PixelTiles tiles,
     Axis<accumulate_t<T>> height,
     Axis<accumulate_t<T>> width) {
   using A = accumulate_t<T>;
   using P = Pack<T, N>;
-  const Pixel at = pixel_of_thread(tiles);
+  const int64_t packs = tiles.packs;
+  const Pixel at(tiles);
   if (at.pack >= packs || at.column >= width.target) {
     return;
   }
@@ -104,28 +101,29 @@ __global__ void __launch_bounds__(kThreads) upsample_pixels_kernel(
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads) upsample_backward_pixels_kernel(
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
+    upsample_backward_pixels_kernel(
     const T* __restrict__ grad,
     T* __restrict__ grad_x,
-    int64_t packs,
     PixelTiles tiles,
     Axis<accumulate_t<T>> height,
     Axis<accumulate_t<T>> width) {
   using A = accumulate_t<T>;
   using P = Pack<T, N>;
-  const Pixel at = pixel_of_thread(tiles);
+  const int64_t packs = tiles.packs;
+  const Pixel at(tiles);
   if (at.pack >= packs || at.column >= width.source) {
     return;
   }
   const P* image = reinterpret_cast<const P*>(grad) +
                    at.image * height.target * width.target * packs + at.pack;
-  const int left = reaching(width, at.column - 1);
-  const int right = reaching(width, at.column + 1);
+  const int left = first_reader(width, at.column);
+  const int right = last_reader(width, at.column);
   const int last = at.row + kTileRows < height.source ? at.row + kTileRows : height.source;
   for (int y = at.row; y < last; ++y) {
-    const int bottom = reaching(height, y + 1);
+    const int bottom = last_reader(height, y);
     A sum[N] = {};
-    for (int i = reaching(height, y - 1); i < bottom; ++i) {
+    for (int i = first_reader(height, y); i < bottom; ++i) {
       A row_sum[N] = {};
       for (int j = left; j < right; ++j) {
         const Tap<A> column = tap_of(width, j);

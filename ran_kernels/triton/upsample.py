@@ -27,10 +27,15 @@ def quotient(over, under, like):
 @triton.jit
 def tap_of(target, source_size, target_size, scale, ALIGN: tl.constexpr):
     """First and second source index and the second's weight, as csrc/common/bilinear.h has them."""
-    position = target.to(scale.dtype)
-    position = position * scale if ALIGN else (position + 0.5) * scale - 0.5
+    # Product and sum are rounded once. Both are exact in float64 where the scale has the bits of a
+    # float32; of the bits that a float64 has besides, the product is added last.
+    shift = 0.0 if ALIGN else 0.5
+    exact = scale.to(tl.float64)
+    high = exact.to(tl.float32).to(tl.float64)
+    place = target.to(tl.float64) + shift
+    position = ((high * place - shift) + (exact - high) * place).to(scale.dtype)
     position = tl.maximum(position, 0.0)
-    first = tl.minimum(position.to(tl.int32), source_size - 1)
+    first = tl.minimum(position.to(tl.float32).to(tl.int32), source_size - 1)
     weight = tl.minimum(tl.maximum(position - first.to(scale.dtype), 0.0), 1.0)
     second = tl.minimum(first + 1, source_size - 1)
     same = source_size == target_size

@@ -1,7 +1,10 @@
 """upsample and upsample_add on every backend against plain PyTorch."""
 
 import functools
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,8 @@ from .harness import (
     kernels,
     outputs_and_grads,
 )
+
+ROOT = Path(__file__).parents[2]
 
 # (h, w) -> (H, W): twofold, odd and non-square, both ways at once, to and from 1×1, the same size,
 # sizes on either side of the CPU's vectors, and ratios that do not fit their shuffles.
@@ -140,21 +145,54 @@ def spikes(height: int, width: int) -> Tensor:
     return torch.cat(values).repeat(1, 2, 1, 1)
 
 
+# (h, w) -> (H, W) at which an infinity tells the weights 0 and 2**-26, or a neighbour's gradient,
+# apart: sizes that stay on one axis or both, images one pixel wide or high, and ratios at which
+# rounding the position twice, or taking a float64's floor in float64, gives another weight.
+TELLING = [
+    (3, 3, 5, 5),
+    (4, 3, 2, 2),
+    (3, 2, 3, 2),
+    (2, 1, 2, 2),
+    (1, 2, 2, 2),
+    (1, 1, 2, 3),
+    (1, 5, 3, 3),
+    (5, 1, 5, 7),
+    (2, 3, 14, 9),
+]
+
+
 @kernels
 @pytest.mark.filterwarnings("ignore:invalid value")  # Triton's interpreter is numpy, and says so
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @ALIGN
-def test_special_values_propagate(place: Place, layout: str, align_corners: bool) -> None:
-    # At every position in turn, so also where a tap has weight 0.
-    for h, w, *size in ((3, 3, 5, 5), (4, 3, 2, 2), (3, 2, 3, 2)):
-        x, grad = (LAYOUTS[layout](spikes(*at)).to(place.device) for at in ((h, w), size))
-        leaf = torch.zeros((len(grad), 2, h, w), device=place.device, requires_grad=True)
+def test_special_values_propagate(
+    place: Place, layout: str, dtype: torch.dtype, align_corners: bool
+) -> None:
+    # At every position in turn, so also where a tap has weight 0. On the CPU, whose PyTorch defines
+    # what is right: its CUDA kernels round otherwise.
+    for h, w, *size in TELLING:
+        x, grad = (LAYOUTS[layout](spikes(*at).to(dtype)) for at in ((h, w), size))
         results = []
-        for module in (ran_kernels, reference):
+        for module, device in ((ran_kernels, place.device), (reference, "cpu")):
             run = functools.partial(module.upsample, size=tuple(size), align_corners=align_corners)
-            out = place.run(run, x)
-            results += [(out, *torch.autograd.grad(place.run(run, leaf), leaf, grad))]
+            leaf = torch.zeros((len(grad), 2, h, w), dtype=dtype, device=device, requires_grad=True)
+            out = place.run(run, x.to(device)) if module is ran_kernels else run(x)
+            up = place.run(run, leaf) if module is ran_kernels else run(leaf)
+            results += [(out.cpu(), torch.autograd.grad(up, leaf, grad.to(device))[0].cpu())]
         torch.testing.assert_close(*results, equal_nan=True)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+def test_storage_at_any_byte(tmp_path: Path) -> None:
+    program = tmp_path / "misaligned"
+    sources = [ROOT / "tests/kernels/misaligned.cpp", ROOT / "csrc/cpu/upsample.cpp"]
+    flags = ["-std=c++17", "-O1", "-Wno-psabi", f"-I{ROOT}"]
+    flags += ["-fsanitize=alignment", "-fno-sanitize-recover=all"]
+    subprocess.run(["g++", *flags, *sources, "-o", program], check=True)
+    ran = subprocess.run([program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "aligned or not\n"
 
 
 @kernels

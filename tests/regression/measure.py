@@ -23,11 +23,10 @@ import pytest
 from ran_kernels import extension
 from tests.emulator import build
 
-from . import traffic
+from . import BASELINE, traffic
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-BASELINE = HERE / "baseline.json"
 #: Share by which a figure may differ from its baseline.
 TOLERANCE = 0.05
 

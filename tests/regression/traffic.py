@@ -19,7 +19,7 @@ from tests.emulator.formats import BFLOAT16, FLOAT32, NAMES
 from tests.emulator.gates import CHANNEL, MIXED, SPATIAL, groups
 from tests.emulator.library import Emulator
 
-from . import widths
+from . import BASELINE, widths
 
 #: (channels, height) of CBAM-ResNet-50's blocks, and of Attention-92's units and modules.
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -118,13 +118,11 @@ def table_of_widths(every: list[Row], extension: Path) -> str:
 
 
 def main() -> None:
-    from . import measure
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--extension", type=Path, help="a build with CUDA kernels for sm_90")
     options = parser.parse_args()
-    resources = json.loads(measure.BASELINE.read_text())["cuda"]
+    resources = json.loads(BASELINE.read_text())["cuda"]
     every = list(rows())
     figures = {row.name: counted(row, resources) for row in every}
     explained = textwrap.dedent(str(traffic.figures.__doc__).split("\n\n", 1)[1]).rstrip()
