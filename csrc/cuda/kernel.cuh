@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <cstring>
 
 #include "../common/dtype.h"
@@ -106,14 +107,28 @@ bool aligned(const void* pointer, Pointers... others) {
   return aligned(pointer) && aligned(others...);
 }
 
-// ---- flat launches ----------------------------------------------------------------------------
+// ---- launches ---------------------------------------------------------------------------------
 
 constexpr int kThreads = 256;
+constexpr int64_t kMaxGridX = INT32_MAX;
+constexpr int64_t kMaxGridY = 65535;
 
-// Blocks so that every thread handles one pack: memory-bound kernels gain nothing from fewer, and a
-// grid's first dimension holds 2^31 - 1 blocks, far beyond any tensor at 256 packs a block.
-inline unsigned blocks_for(int64_t packs) {
-  return static_cast<unsigned>((packs + kThreads - 1) / kThreads);
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// The grid of every launch. A count that the hardware does not take is not cut to one it does: the
+// grid is empty then, and its launch fails with cudaErrorInvalidConfiguration.
+inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1) {
+  if (x > kMaxGridX || y > kMaxGridY || z > kMaxGridY) {
+    return dim3(0, 0, 0);
+  }
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+// Blocks so that every thread handles one pack: memory-bound kernels gain nothing from fewer.
+inline dim3 blocks_for(int64_t packs) {
+  return grid_of(ceil_div(packs, kThreads));
 }
 
 }  // namespace ran::cuda

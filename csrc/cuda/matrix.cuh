@@ -47,11 +47,6 @@ inline bool packs_in_bands(const Matrix& m, int V) {
 // numbers suit chips of 100 to 150 multiprocessors.
 constexpr int64_t kBusyBlocks = 528;
 constexpr int64_t kBusyThreads = 65536;
-constexpr int64_t kMaxGridY = 65535;
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // The largest power of two that is at most x and at most a warp, as its logarithm.
 inline int log_lanes_for(int64_t x) {
@@ -75,9 +70,7 @@ struct Columns {
   int chunks;
 
   dim3 grid(int64_t n) const {
-    return dim3(
-        static_cast<unsigned>(int64_t{tiles} * chunks),
-        static_cast<unsigned>(std::min(n, kMaxGridY)));
+    return grid_of(int64_t{tiles} * chunks, std::min(n, kMaxGridY));
   }
 };
 

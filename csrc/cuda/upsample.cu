@@ -26,7 +26,7 @@ int launch_planes(const UpsampleForward& a, cudaStream_t stream) {
   }
   const PlaneGroups split(s);
   const Axes<T> axes(s);
-  const unsigned blocks = blocks_for(split.groups * s.height * (s.width / N));
+  const dim3 blocks = blocks_for(split.groups * s.height * (s.width / N));
   upsample_planes_kernel<T, N><<<blocks, kThreads, 0, stream>>>(
       static_cast<const T*>(a.x),
       static_cast<const T*>(a.skip),
@@ -43,7 +43,7 @@ int launch_pixels(const UpsampleForward& a, cudaStream_t stream) {
   const int64_t packs = s.channels / N;
   const PixelTiles tiles(s.n, s.height, s.width, packs);
   const Axes<T> axes(s);
-  upsample_pixels_kernel<T, N><<<tiles.blocks, kThreads, 0, stream>>>(
+  upsample_pixels_kernel<T, N><<<grid_of(tiles.blocks), kThreads, 0, stream>>>(
       static_cast<const T*>(a.x),
       static_cast<const T*>(a.skip),
       static_cast<T*>(a.out),
@@ -59,7 +59,7 @@ int launch_planes(const UpsampleBackward& a, cudaStream_t stream) {
   const UpsampleShape& s = a.shape;
   const PlaneGroups split(s);
   const Axes<T> axes(s);
-  const unsigned blocks = blocks_for(split.groups * s.h * s.w);
+  const dim3 blocks = blocks_for(split.groups * s.h * s.w);
   upsample_backward_planes_kernel<T><<<blocks, kThreads, 0, stream>>>(
       static_cast<const T*>(a.grad), static_cast<T*>(a.grad_x), split, axes.height, axes.width);
   return cudaGetLastError();
@@ -71,7 +71,7 @@ int launch_pixels(const UpsampleBackward& a, cudaStream_t stream) {
   const int64_t packs = s.channels / N;
   const PixelTiles tiles(s.n, s.h, s.w, packs);
   const Axes<T> axes(s);
-  upsample_backward_pixels_kernel<T, N><<<tiles.blocks, kThreads, 0, stream>>>(
+  upsample_backward_pixels_kernel<T, N><<<grid_of(tiles.blocks), kThreads, 0, stream>>>(
       static_cast<const T*>(a.grad),
       static_cast<T*>(a.grad_x),
       packs,

@@ -13,10 +13,10 @@ constexpr int kTileColumns = 8;
 
 struct PixelTiles {
   int lanes;  // threads side by side along the channels, each with one pack
-  unsigned along_channels;
-  unsigned along_width;
-  unsigned along_height;
-  unsigned blocks;
+  int64_t along_channels;
+  int64_t along_width;
+  int64_t along_height;
+  int64_t blocks;
 
   PixelTiles(int64_t n, int64_t height, int64_t width, int64_t packs) : lanes(kThreads) {
     // Columns to share what they read, as far as there are any, then channels; both powers of two.
@@ -27,10 +27,10 @@ struct PixelTiles {
       lanes /= 2;
     }
     const int columns = kThreads / lanes;
-    along_channels = static_cast<unsigned>((packs + lanes - 1) / lanes);
-    along_width = static_cast<unsigned>((width + columns - 1) / columns);
-    along_height = static_cast<unsigned>((height + kTileRows - 1) / kTileRows);
-    blocks = static_cast<unsigned>(n * along_height * along_width * along_channels);
+    along_channels = ceil_div(packs, lanes);
+    along_width = ceil_div(width, columns);
+    along_height = ceil_div(height, kTileRows);
+    blocks = n * along_height * along_width * along_channels;
   }
 };
 
@@ -43,15 +43,18 @@ struct Pixel {
 };
 
 __device__ __forceinline__ Pixel pixel_of_thread(const PixelTiles& tiles) {
-  const unsigned across = blockIdx.x / tiles.along_channels;
-  const unsigned down = across / tiles.along_width;
+  const auto along_channels = static_cast<unsigned>(tiles.along_channels);
+  const auto along_width = static_cast<unsigned>(tiles.along_width);
+  const auto along_height = static_cast<unsigned>(tiles.along_height);
+  const unsigned across = blockIdx.x / along_channels;
+  const unsigned down = across / along_width;
   Pixel at;
-  at.pack = static_cast<int64_t>(blockIdx.x % tiles.along_channels) * tiles.lanes +
+  at.pack = static_cast<int64_t>(blockIdx.x % along_channels) * tiles.lanes +
             threadIdx.x % tiles.lanes;
-  at.column = static_cast<int>(across % tiles.along_width) * (kThreads / tiles.lanes) +
+  at.column = static_cast<int>(across % along_width) * (kThreads / tiles.lanes) +
               static_cast<int>(threadIdx.x) / tiles.lanes;
-  at.row = static_cast<int>(down % tiles.along_height) * kTileRows;
-  at.image = down / tiles.along_height;
+  at.row = static_cast<int>(down % along_height) * kTileRows;
+  at.image = down / along_height;
   return at;
 }
 
