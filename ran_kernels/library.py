@@ -98,8 +98,7 @@ def _refusal(name: str, backend: str, *, inference: bool) -> str:
         else ("can be differentiated once", "higher derivatives")
     )
     return (
-        f"{name}: the {backend!r} backend {can}; "
-        f"use ran_kernels.backend('reference') for {wanted}"
+        f"{name}: the {backend!r} backend {can}; use ran_kernels.backend('reference') for {wanted}"
     )
 
 

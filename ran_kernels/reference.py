@@ -45,7 +45,8 @@ def _shrink(values: Tensor, dims: tuple[int, ...]) -> Tensor:
         return values.new_ones(())
     largest = values.detach().abs().amax(dims, keepdim=True)
     limit, small = (2.0**60, 2.0**-90) if values.dtype == torch.float32 else (2.0**480, 2.0**-640)
-    return torch.where(largest > limit, small, 1.0).to(values.dtype)
+    one = torch.ones_like(largest)
+    return torch.where(largest > limit, one * small, one)
 
 
 def attention_gate(

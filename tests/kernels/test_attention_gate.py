@@ -127,7 +127,7 @@ def test_squares_do_not_overflow(
     logits, trunk = inputs((2, 8, 7, 7), torch.float64)
     big = torch.tensor([1e37, 1e18, 1.0, 3e19, 1e25, 1e-3, 1e30, 1e10], dtype=torch.float64)
     if dtype == torch.float64:
-        big = big**8
+        big = torch.where(big > 1, big**8, big)
     if activation == "channel":
         big = big.repeat(7)[:49].reshape(7, 7)
     else:
