@@ -23,8 +23,8 @@ def conv_gate(
     Triton's kernel writes no logits: it reads x and trunk, and writes the result. Its products are
     summed in float32 (float64 in float64); those of float32 are made in TF32 where PyTorch's matrix
     products are (`torch.set_float32_matmul_precision`). Without Triton, PyTorch convolves and
-    `attention_gate` follows, on the backend that runs that; PyTorch's convolution on a CPU gives the
-    same bits every run, but other bits for another number of threads.
+    `attention_gate` follows, on the backend that runs that; on a CPU the convolution's float32 and
+    float64 have the same bits every run, but may have others for another number of threads.
 
     Args:
         x: the mask branch before its last convolution, (N, K, H, W).

@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   const Group walk(shape, tiling);
   const Walked<T, N> logits(a.logits, shared, 0, tiling);
-  walk.each([&](int step, int64_t at) { logits.keep(step, at); });
+  walk.template each<4>([&](int step, int64_t at) { logits.keep(step, at); });
   const Standard<T, kKind, Group> standard(walk, logits, A(shape.members));
-  walk.each([&](int step, int64_t at) {
+  walk.template each<2>([&](int step, int64_t at) {
     const auto l = logits.pack(step, at);
     const auto t = *reinterpret_cast<const Pack<T, N>*>(static_cast<const T*>(trunk) + at);
     Pack<T, N> o;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Walked<T, N> logits(a.logits, shared, 0, tiling);
   const Walked<T, N> grad(a.grad, shared, 1, tiling);
   const Walked<T, N> trunk(a.trunk, shared, 2, tiling);
-  walk.each([&](int step, int64_t at) {
+  walk.template each<2>([&](int step, int64_t at) {
     logits.keep(step, at);
     grad.keep(step, at);
     trunk.keep(step, at);
@@ -241,11 +241,13 @@ bool launch_staged(const GateShape& s, const Args& args, cudaStream_t stream, in
   return true;
 }
 
-// Strips are 128 bytes wide or narrower, down to the 32 bytes that memory moves at least: so that
-// there are enough blocks, and their groups stay in shared memory.
+// Strips are 128 bytes wide or narrower, down to the 32 bytes that memory moves at least, so that
+// there are enough blocks and their groups stay in shared memory. Where rows start anywhere in such a
+// sector, a strip touches one more than it fills, and is 64 bytes wide if blocks and memory suffice.
 constexpr int64_t kStripBytes = 128;
 constexpr int64_t kSectorBytes = 32;
 constexpr int64_t kGroupBytes = 64 << 10;
+constexpr int64_t kFewBlocks = kBusyBlocks / 4;
 
 template <typename T, int N, Activation kKind, typename Args>
 int launch_columns(const GateShape& s, const Args& args, cudaStream_t stream) {
@@ -254,8 +256,14 @@ int launch_columns(const GateShape& s, const Args& args, cudaStream_t stream) {
   t.log_lanes = log_lanes_for(std::min(kStripBytes / kBytes, ceil_div(s.inner, N)));
   const auto strips = [&] { return ceil_div(s.inner, int64_t{N} << t.log_lanes); };
   const auto bytes = [&] { return walked_again(args) * s.members * kBytes << t.log_lanes; };
-  while ((kBytes << t.log_lanes) > kSectorBytes &&
-         (bytes() > kGroupBytes || s.outer * strips() < kBusyBlocks)) {
+  const auto narrow_enough = [&] {
+    const int64_t width = kBytes << t.log_lanes;
+    if (width <= 2 * kSectorBytes && s.inner * sizeof(T) % kSectorBytes != 0) {
+      return bytes() <= kMostSharedBytes && s.outer * strips() >= kFewBlocks;
+    }
+    return bytes() <= kGroupBytes && s.outer * strips() >= kBusyBlocks;
+  };
+  while ((kBytes << t.log_lanes) > kSectorBytes && !narrow_enough()) {
     --t.log_lanes;
   }
   t.strips = strips();

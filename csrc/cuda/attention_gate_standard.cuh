@@ -27,7 +27,10 @@ struct Walked {
     }
   }
   __device__ __forceinline__ P pack(int step, int64_t at) const {
-    return kept != nullptr ? kept[step * kThreads] : *reinterpret_cast<const P*>(from + at);
+    if (kept != nullptr) {
+      return kept[step * kThreads];
+    }
+    return *reinterpret_cast<const P*>(from + at);
   }
 };
 
@@ -89,7 +92,7 @@ struct Standard {
         }
       });
       A sum[kGroups] = {};
-      walk.each([&](int step, int64_t at) {
+      walk.template each<2>([&](int step, int64_t at) {
         const auto l = logits.pack(step, at);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
@@ -107,7 +110,7 @@ struct Standard {
     for (A& s : scale) {
       s = 0;
     }
-    walk.each([&](int step, int64_t at) {
+    walk.template each<2>([&](int step, int64_t at) {
       const auto l = logits.pack(step, at);
 #pragma unroll
       for (int i = 0; i < N; ++i) {

@@ -7,8 +7,9 @@
 //   Columns      `inner` apart: 2^log_lanes lanes side by side, N groups each, share a strip's columns
 //                with the lanes above and below them
 //
-// Each walks the members in packs of N elements with each(f), f(step, offset of the pack), and adds
-// up what its threads found with total(). Columns has a sum for each of its N groups, rows have one.
+// Each walks the members in packs of N elements with each(f), f(step, offset of the pack), kDeep steps
+// side by side, and adds up what its threads found with total(). Columns has a sum for each of its N
+// groups, rows have one.
 #pragma once
 
 #include "../attention_gate.h"
@@ -69,10 +70,10 @@ struct RowsOfWarps {
     begin = (kStaged ? mine : first + mine) * s.members;
     members = first + mine < s.outer ? s.members : 0;
   }
-  template <typename F>
+  template <int kDeep = 1, typename F>
   __device__ __forceinline__ void each(F&& f) const {
     int step = 0;
-#pragma unroll 4
+#pragma unroll(kDeep)
     for (int64_t i = lane * N; i < members; i += lanes * N) {
       f(step++, begin + i);
     }
@@ -108,10 +109,10 @@ struct BlockRow {
 
   __device__ BlockRow(const GateShape& s, const GateTiling&)
       : begin(static_cast<int64_t>(blockIdx.x) * s.members), members(s.members) {}
-  template <typename F>
+  template <int kDeep = 1, typename F>
   __device__ __forceinline__ void each(F&& f) const {
     int step = 0;
-#pragma unroll 4
+#pragma unroll(kDeep)
     for (int64_t i = static_cast<int64_t>(threadIdx.x) * N; i < members; i += kThreads * N) {
       f(step++, begin + i);
     }
@@ -168,10 +169,10 @@ struct Columns {
     begin = outer * s.members * s.inner + column;
     members = column < s.inner ? s.members : 0;
   }
-  template <typename F>
+  template <int kDeep = 1, typename F>
   __device__ __forceinline__ void each(F&& f) const {
     int step = 0;
-#pragma unroll 4
+#pragma unroll(kDeep)
     for (int64_t r = y; r < members; r += kThreads / lanes) {
       f(step++, begin + r * inner);
     }

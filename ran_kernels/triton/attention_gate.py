@@ -116,12 +116,12 @@ def _standard(
     ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """shrink, center, rest and scale of each group."""
-    SHRINK: tl.constexpr = SHRINK_64 if ACC == tl.float64 else SHRINK_32
+    SHRINK: tl.constexpr = SHRINK_64 if logits.dtype.element_ty == tl.float64 else SHRINK_32
     shrink = tl.full((GROUPS,), 1.0, ACC)
     center, rest, square = _moments(
         logits, members, inner, groups, shrink, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
-    infinite = square - square != 0.0  # NaN, too
+    infinite = (square - square) != 0.0  # NaN, too
     if tl.max(infinite.to(tl.int32), axis=0) > 0:
         shrink = tl.where(infinite, SHRINK, shrink)
         center, rest, square = _moments(
