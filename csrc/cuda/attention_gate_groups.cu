@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
   const Group walk(shape, tiling);
   const Walked<T, N> logits(a.logits, shared, 0, tiling);
   walk.template each<4>([&](int step, int64_t at) { logits.keep(step, at); });
-  const Standard<T, kKind, Group> standard(walk, logits, A(shape.members));
+  const Standard<T, kKind, Group> standard(walk, logits, A(tiling.share));
   walk.template each<2>([&](int step, int64_t at) {
     const auto l = logits.pack(step, at);
     const auto t = *reinterpret_cast<const Pack<T, N>*>(static_cast<const T*>(trunk) + at);
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     grad.keep(step, at);
     trunk.keep(step, at);
   });
-  const S standard(walk, logits, A(shape.members));
+  const S standard(walk, logits, A(tiling.share));
   // u = d out / d z
   const auto u = [](A g, A z, A t) {
     return kSpatial ? gate_grad_sigmoid(g, S::mask(z), t, A(1)) : g * t;
@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int e = 0; e < Group::kGroups; ++e) {
     if constexpr (kSpatial) {
-      first[e] /= A(shape.members);
-      second[e] /= A(shape.members);
+      first[e] *= A(tiling.share);
+      second[e] *= A(tiling.share);
     } else if (standard.scale[e] >= A(1 / kChannelEps)) {
       second[e] = 0;  // a clamped norm is a constant, and has no part in the gradient
     }
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const A incoming = widen(g.item[i]);
       const A z = standard.z(l, i);
       const A to_z = u(incoming, z, widen(t.item[i]));
-      const A scale = standard.scale[e] * standard.shrink[e];
+      const A scale = standard.scale[e] * standard.shrink(e);
       gl.item[i] = narrow<T>(gate_grad_group(to_z, z, scale, first[e], second[e]));
       gt.item[i] = narrow<T>(gate_grad_trunk(incoming, S::mask(z), A(a.residual)));
     }
@@ -185,6 +185,7 @@ template <typename T, Activation kKind, typename Group, typename Args>
 int launch(
     const GateShape& s, GateTiling t, const Args& args, int64_t blocks, cudaStream_t stream) {
   const auto kernel = kernel_for<T, kKind, Group>(args);
+  t.share = 1.0 / static_cast<double>(s.members);
   int64_t bytes = 0;
   if (Group::kStaged) {
     bytes = staged(args) * (kThreads >> t.log_lanes) * s.members * sizeof(T);

@@ -41,7 +41,7 @@ struct Standard {
   static constexpr int N = Group::N;
   static constexpr int kGroups = Group::kGroups;
   static constexpr bool kSpatial = kKind == Activation::kSpatial;
-  A shrink[kGroups];
+  unsigned shrunk = 0;  // a bit for each group; registers are scarce
   A center[kSpatial ? kGroups : 1];
   A rest[kSpatial ? kGroups : 1];
   A scale[kGroups];
@@ -50,45 +50,44 @@ struct Standard {
     return kGroups == 1 ? 0 : item;
   }
 
-  __device__ Standard(const Group& walk, const Walked<T, N>& logits, A count) {
-#pragma unroll
-    for (A& s : shrink) {
-      s = 1;
-    }
-    measure(walk, logits, count);
-    bool again = false;
-#pragma unroll
-    for (int e = 0; e < kGroups; ++e) {
-      if (!(scale[e] - scale[e] == 0)) {  // infinity or NaN
-        shrink[e] = kShrink<A>;
-        again = true;
-      }
-    }
-    if (walk.any(again)) {
-      measure(walk, logits, count);
-    }
+  __device__ __forceinline__ A shrink(int e) const {
+    return (shrunk >> e & 1) != 0 ? kShrink<A> : A(1);
+  }
+
+  // `share` is 1 / members. A division would have a slow path, whose call puts registers on the stack.
+  __device__ Standard(const Group& walk, const Walked<T, N>& logits, A share) {
+    measure(walk, logits, share);
+    unsigned infinite = 0;  // or NaN
 #pragma unroll
     for (int e = 0; e < kGroups; ++e) {
-      // rsqrt has no slow path, whose call would put registers on the stack.
+      infinite |= scale[e] - scale[e] == 0 ? 0u : 1u << e;
+    }
+    if (walk.any(infinite != 0)) {
+      shrunk = infinite;
+      measure(walk, logits, share);
+    }
+#pragma unroll
+    for (int e = 0; e < kGroups; ++e) {
+      // rsqrt has none either.
       if constexpr (kSpatial) {
-        scale[e] = rsqrt(scale[e] / count + A(kSpatialEps) * shrink[e] * shrink[e]);
+        scale[e] = rsqrt(scale[e] * share + A(kSpatialEps) * shrink(e) * shrink(e));
       } else {
         const A inverse = rsqrt(scale[e]);
-        const bool clamped = shrink[e] == 1 && inverse > A(1 / kChannelEps);
+        const bool clamped = (shrunk >> e & 1) == 0 && inverse > A(1 / kChannelEps);
         scale[e] = clamped ? A(1 / kChannelEps) : inverse;  // so that a NaN stays one
       }
     }
   }
 
   // The center, and in `scale` the sum of squared deviations from it.
-  __device__ __forceinline__ void measure(const Group& walk, const Walked<T, N>& logits, A count) {
+  __device__ __forceinline__ void measure(const Group& walk, const Walked<T, N>& logits, A share) {
     if constexpr (kSpatial) {
       A shift[kGroups] = {};
       walk.first(shift, [&](int step, int64_t at, A(&to)[kGroups]) {
         const auto l = logits.pack(step, at);
 #pragma unroll
         for (int e = 0; e < kGroups; ++e) {
-          to[e] = widen(l.item[e]) * shrink[e];
+          to[e] = widen(l.item[e]) * shrink(e);
         }
       });
       A sum[kGroups] = {};
@@ -96,13 +95,13 @@ struct Standard {
         const auto l = logits.pack(step, at);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          sum[group(i)] += widen(l.item[i]) * shrink[group(i)] - shift[group(i)];
+          sum[group(i)] += widen(l.item[i]) * shrink(group(i)) - shift[group(i)];
         }
       });
       walk.total(sum);
 #pragma unroll
       for (int e = 0; e < kGroups; ++e) {
-        split_sum(shift[e], sum[e] / count, center[e], rest[e]);
+        split_sum(shift[e], sum[e] * share, center[e], rest[e]);
       }
     }
     // A second walk: the difference of sums of squares would cancel.
@@ -122,7 +121,7 @@ struct Standard {
   }
 
   __device__ __forceinline__ A deviation(const Pack<T, N>& logits, int i) const {
-    const A l = widen(logits.item[i]) * shrink[group(i)];
+    const A l = widen(logits.item[i]) * shrink(group(i));
     if constexpr (kSpatial) {
       return (l - center[group(i)]) - rest[group(i)];
     } else {

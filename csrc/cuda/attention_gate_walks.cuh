@@ -25,6 +25,7 @@ struct GateTiling {
   int steps;       // the most packs of a tensor that a thread walks
   int kept;        // tensors that stay in shared memory once read
   int64_t strips;  // of columns, side by side
+  double share;    // of a member in a group's mean
 };
 
 template <typename A>

@@ -12,6 +12,9 @@ from .common import device_of, sigmoid, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
 BLOCK = 1024
+# Programs that keep a GPU of about 140 multiprocessors busy. No property of the GPU at hand, so that
+# the sums are the same on all.
+ENOUGH_PROGRAMS = 256
 # The position of an activation in ran_kernels.attention_gate.ACTIVATIONS.
 MIXED = tl.constexpr(0)
 CHANNEL = tl.constexpr(1)
@@ -224,10 +227,14 @@ def _groups(t: Tensor, activation: int) -> tuple[int, int, int]:
     return (h * w, c, n * c) if channels_last else (h * w, 1, n * c)
 
 
-def _tile_sizes(members: int, inner: int) -> dict[str, int]:
-    """A tile is wide where memory is contiguous: along the members of rows, across the columns."""
+def _tile_sizes(members: int, inner: int, groups: int) -> dict[str, int]:
+    """A tile is wide where memory is contiguous: along the members of rows, across the columns.
+
+    Few columns are cut into strips as narrow as memory's sectors, so that there are more programs.
+    """
     if inner > 1:
-        return {"MEMBERS": 32, "GROUPS": 32}
+        wide = groups >= 32 * ENOUGH_PROGRAMS
+        return {"MEMBERS": 32, "GROUPS": 32} if wide else {"MEMBERS": 64, "GROUPS": 16}
     wide = min(1024, triton.next_power_of_2(members))
     return {"MEMBERS": wide, "GROUPS": 1024 // wide}
 
@@ -272,7 +279,7 @@ def _launch_groups(
     kernel: Any, buffers: tuple[Tensor, ...], residual: bool, activation: int
 ) -> None:
     members, inner, groups = _groups(buffers[-1], activation)
-    sizes = _tile_sizes(members, inner)
+    sizes = _tile_sizes(members, inner, groups)
     kernel[(triton.cdiv(groups, sizes["GROUPS"]),)](
         *buffers, members, inner, groups, RESIDUAL=residual, ACTIVATION=activation, **sizes
     )
