@@ -12,8 +12,8 @@ from .common import device_of, sigmoid, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
 BLOCK = 1024
-# Programs that keep a GPU of about 140 multiprocessors busy. No property of the GPU at hand, so that
-# the sums are the same on all.
+# Programs that keep a GPU of about 140 multiprocessors busy. No property of the GPU at hand, so
+# that the sums are the same on all.
 ENOUGH_PROGRAMS = 256
 # The position of an activation in ran_kernels.attention_gate.ACTIVATIONS.
 MIXED = tl.constexpr(0)
