@@ -47,7 +47,7 @@ def ordered_as(t: Tensor, like: Tensor) -> Tensor:
     steps = zip(t.shape, t.stride(), like.stride(), strict=True)
     if all(size == 1 or stride == other for size, stride, other in steps):
         return t
-    order = sorted(range(t.dim()), key=lambda d: (-like.stride(d), -t.shape[d]))
+    order = sorted(range(t.dim()), key=lambda d: (-like.stride()[d], -t.shape[d]))
     inverse = [order.index(d) for d in range(t.dim())]
     return t.permute(order).contiguous().permute(inverse)
 
