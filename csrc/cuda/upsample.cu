@@ -43,8 +43,9 @@ int launch_planes(const UpsampleForward& a, cudaStream_t stream) {
     return in_slices(planes, most, [&](int64_t first, int64_t count) {
       const int64_t at = first * s.height * s.width;
       const RunTiles tiles(count, s.height, s.width, kRun<T>, rows);
+      const dim3 blocks = blocks_sharing(tiles.tiles, kThreads);
       upsample_staged_planes_kernel<T>
-          <<<blocks_sharing(tiles.tiles, kThreads), kThreads, shared, stream>>>(
+          <<<blocks, kThreads, shared, stream>>>(
               x + first * s.h * s.w,
               skip ? skip + at : nullptr,
               out + at,
@@ -53,7 +54,7 @@ int launch_planes(const UpsampleForward& a, cudaStream_t stream) {
               axes.width);
     });
   }
-  const unsigned blocks = grid_for(planes * s.height * s.width);
+  const dim3 blocks = looping_blocks_for(planes * s.height * s.width);
   upsample_planes_kernel<T><<<blocks, kThreads, 0, stream>>>(
       x, skip, out, planes, axes.height, axes.width);
   return cudaGetLastError();
@@ -78,8 +79,9 @@ int launch_planes(const UpsampleBackward& a, cudaStream_t stream) {
       most >= kPack<T> && aligned(grad, grad_x)) {
     return in_slices(planes, most, [&](int64_t first, int64_t count) {
       const RunTiles tiles(count, s.h, s.w, kRun<T>, rows);
+      const dim3 blocks = blocks_sharing(tiles.tiles, kThreads);
       upsample_backward_staged_planes_kernel<T>
-          <<<blocks_sharing(tiles.tiles, kThreads), kThreads, shared, stream>>>(
+          <<<blocks, kThreads, shared, stream>>>(
               grad + first * s.height * s.width,
               grad_x + first * s.h * s.w,
               tiles,
@@ -87,7 +89,7 @@ int launch_planes(const UpsampleBackward& a, cudaStream_t stream) {
               axes.width);
     });
   }
-  const unsigned blocks = grid_for(planes * s.h * s.w);
+  const dim3 blocks = looping_blocks_for(planes * s.h * s.w);
   upsample_backward_planes_kernel<T><<<blocks, kThreads, 0, stream>>>(
       grad, grad_x, planes, axes.height, axes.width);
   return cudaGetLastError();
@@ -110,8 +112,9 @@ int launch_pixels(const UpsampleForward& a, cudaStream_t stream) {
     if (tiles.shared <= kSharedBytes && most > 0) {
       return in_slices(s.n, most, [&](int64_t first, int64_t count) {
         const int images = static_cast<int>(count);
+        const dim3 blocks = tiles.blocks(images);
         upsample_staged_pixels_kernel<T>
-            <<<tiles.blocks(images), tiles.threads, tiles.shared, stream>>>(
+            <<<blocks, tiles.threads, tiles.shared, stream>>>(
                 x + first * source,
                 skip ? skip + first * target : nullptr,
                 out + first * target,
@@ -123,8 +126,8 @@ int launch_pixels(const UpsampleForward& a, cudaStream_t stream) {
     }
   }
   const PixelTiles tiles(s.height, s.width, s.channels / N);
-  return in_slices(s.n, INT32_MAX / tiles.per_image, [&](int64_t first, int64_t count) {
-    const auto blocks = static_cast<unsigned>(count * tiles.per_image);
+  return in_slices(s.n, kMaxGridX / tiles.per_image, [&](int64_t first, int64_t count) {
+    const dim3 blocks = grid_of(count * tiles.per_image);
     upsample_pixels_kernel<T, N><<<blocks, kThreads, 0, stream>>>(
         x + first * source,
         skip ? skip + first * target : nullptr,
@@ -149,8 +152,9 @@ int launch_pixels(const UpsampleBackward& a, cudaStream_t stream) {
     if (tiles.shared <= kSharedBytes && most > 0) {
       return in_slices(s.n, most, [&](int64_t first, int64_t count) {
         const int images = static_cast<int>(count);
+        const dim3 blocks = tiles.blocks(images);
         upsample_backward_staged_pixels_kernel<T>
-            <<<tiles.blocks(images), tiles.threads, tiles.shared, stream>>>(
+            <<<blocks, tiles.threads, tiles.shared, stream>>>(
                 grad + first * target,
                 grad_x + first * source,
                 tiles,
@@ -161,8 +165,8 @@ int launch_pixels(const UpsampleBackward& a, cudaStream_t stream) {
     }
   }
   const PixelTiles tiles(s.h, s.w, s.channels / N);
-  return in_slices(s.n, INT32_MAX / tiles.per_image, [&](int64_t first, int64_t count) {
-    const auto blocks = static_cast<unsigned>(count * tiles.per_image);
+  return in_slices(s.n, kMaxGridX / tiles.per_image, [&](int64_t first, int64_t count) {
+    const dim3 blocks = grid_of(count * tiles.per_image);
     upsample_backward_pixels_kernel<T, N><<<blocks, kThreads, 0, stream>>>(
         grad + first * target, grad_x + first * source, tiles, axes.height, axes.width);
   });

@@ -39,16 +39,16 @@ int in_slices(int64_t images, int64_t most, Launch&& launch) {
 
 // Blocks that share `tiles` tiles in a loop. Between one wave of blocks and four, the last one would
 // leave much of the GPU idle: there every block takes several tiles, all as many, in one wave.
-inline int blocks_sharing(int tiles, int threads) {
-  const int wave = static_cast<int>(kResident / threads);
-  const int each = tiles < 4 * wave ? (tiles + wave - 1) / wave : 1;
-  return (tiles + each - 1) / each;
+inline dim3 blocks_sharing(int64_t tiles, int threads) {
+  const int64_t wave = kResident / threads;
+  const int64_t each = tiles < 4 * wave ? ceil_div(tiles, wave) : 1;
+  return grid_of(ceil_div(tiles, each));
 }
 
 // Blocks for so many threads; where a grid cannot have them all, they go on a grid's length further.
-inline unsigned grid_for(int64_t threads) {
-  const int64_t blocks = threads / kThreads + (threads % kThreads != 0);
-  return static_cast<unsigned>(std::min<int64_t>(blocks, INT32_MAX));
+inline dim3 looping_blocks_for(int64_t threads) {
+  const int64_t blocks = threads / kThreads + (threads % kThreads != 0);  // the sum may overflow
+  return grid_of(std::min(blocks, kMaxGridX));
 }
 
 // a / b for a >= 0, in 32 bits where they do: a 64-bit division is a call of 70 instructions.

@@ -15,7 +15,7 @@ struct BandTiles {
   int threads;
   int64_t shared;  // bytes, more than kSharedBytes where the kernel cannot be used
 
-  int blocks(int images) const {
+  dim3 blocks(int64_t images) const {
     return blocks_sharing(images * bands * strips, threads);
   }
 };
