@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one."""
 
+import errno
 import json
 import os
 import platform
@@ -54,15 +55,28 @@ def is_abandoned(path: Path) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a new path beside ``path`` to write to; renamed to ``path`` if the block succeeds.
 
-    If the block raises, the new file is removed and ``path`` is as it was. The new name keeps the
-    suffix, from which several writers choose the format.
+    It is on the disk by then. If the block raises, the new file is removed and ``path`` is as it
+    was. The new name keeps the suffix, from which several writers choose the format.
     """
     partial = partial_path(path)
     try:
         yield partial
+        to_disk(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Waits until ``path`` is on the disk, where some are found to be full only then."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which says that this disk has no such wait
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(file)
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from rich.console import Console
 from timm.optim import list_optimizers
@@ -26,6 +25,7 @@ from ..weights.network_card import NetworkCard
 from . import runs
 from .callbacks import MetricsTable, Row
 from .classifier import ImageClassifier, make_optimizer
+from .logs import CurveLog
 from .progress import ProgressLine
 from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest, step_of
 from .settings import TrainingSettings
@@ -193,8 +193,7 @@ def _loggers(engine: Engine) -> Any:
     # what a killed training wrote after its last checkpoint is written again: TensorBoard forgets
     # the first of the two
     purge = step_of(engine.checkpoint) if engine.checkpoint else 0
-    folder = engine.settings.folder
-    return TensorBoardLogger(folder, name="", version=runs.LOG_FOLDER, purge_step=purge)
+    return CurveLog(engine.settings.folder / runs.LOG_FOLDER, purge)
 
 
 @contextmanager

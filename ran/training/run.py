@@ -1,10 +1,9 @@
 """Training a network: what ``ran train`` does."""
 
 import copy
-import errno
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +23,9 @@ from ..weights.network_card import NetworkCard, build_network, load_network, sav
 from . import runs
 from .callbacks import Row
 from .engine import Engine, run_engine
+from .lock import FolderLock
 from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .settings import TrainingSettings, make_settings, resumed
-
-#: What the system says where a file cannot grow.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,26 @@ def train(
         SystemExit: SIGTERM or an interrupt stopped it. ``last.ckpt`` holds the last whole step.
     """
     processes = find_processes()
-    console = console if processes.first else None
+    with FolderLock(settings.folder) as lock:
+        if processes.first:
+            return _train(settings, console, callbacks, processes, lock)
+        return _train(settings, None, callbacks, processes, None)
+
+
+def _train(
+    settings: TrainingSettings,
+    console: Console | None,
+    callbacks: Sequence[L.Callback],
+    processes: Processes,
+    lock: FolderLock | None,
+) -> TrainingResult:
+    """``lock``: of the process that writes; None in the others."""
+    if lock and not settings.resume:
+        runs.check_folder(settings.folder, overwrite=settings.overwrite)
+    if lock and settings.folder.is_dir():
+        lock.take()  # before anything in it is read
     settings, checkpoint = _continue_from(settings, console, first=processes.first)
     usual_size = _check_model(settings)
-    if checkpoint is None and not settings.resume and processes.first:
-        runs.check_folder(settings.folder, overwrite=settings.overwrite)
     device = choose_device(settings.device)
     if processes.count > 1 and device.type == "cuda":
         device = torch.device("cuda", processes.local_rank)
@@ -124,28 +136,43 @@ def train(
     if console:
         _print_summary(console, engine, parameters)
 
-    made = processes.first and not (settings.resume and settings.folder.exists())
-    if processes.first:
-        runs.remove_leftovers(settings.folder)
-        if not made:
-            if checkpoint and checkpoint.name == PREVIOUS:
-                # damaged, and it must not become the previous one of the next
-                (settings.folder / LAST).unlink(missing_ok=True)
-        else:
-            runs.start_folder(settings.folder, settings.to_json())
+    undo = _prepare_folder(settings, checkpoint, lock) if lock else None
+    if console and lock and not lock.guards:
+        console.print(f"{settings.folder}: its disk has no locks, nothing keeps others out of it")
     try:
         try:
             rows = run_engine(engine, console, callbacks)
         except BaseException:
-            kept = any((settings.folder / name).exists() for name in (LAST, PREVIOUS))
-            if made and not kept:
-                shutil.rmtree(settings.folder, ignore_errors=True)
+            if undo and not any((settings.folder / name).exists() for name in (LAST, PREVIOUS)):
+                undo()
             raise
         return _finish(settings, data, rows, parameters, processes)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if not _is_of(settings.folder, error):
             raise
         raise UserError(f"{settings.folder}: cannot write: {error}") from None
+
+
+def _is_of(folder: Path, error: OSError) -> bool:
+    """Whether a system's error is of writing to ``folder``, and not of somebody's data."""
+    if error.errno is None or not isinstance(error.filename, str | None):
+        return False
+    return error.filename is None or folder.absolute() in Path(error.filename).absolute().parents
+
+
+def _prepare_folder(
+    settings: TrainingSettings, checkpoint: Path | None, lock: FolderLock
+) -> Callable[[], None] | None:
+    """Makes the output folder ready; returns what takes that back, if it is a new training's."""
+    folder = settings.folder
+    runs.remove_leftovers(folder)
+    if settings.resume and lock.held and not runs.is_new(folder):
+        if checkpoint and checkpoint.name == PREVIOUS:
+            # damaged, and it must not become the previous one of the next
+            (folder / LAST).unlink(missing_ok=True)
+        return None
+    made = runs.start_folder(folder, settings.to_json(), lock, overwrite=settings.overwrite)
+    return partial(runs.discard_folder, folder, made=made)
 
 
 def _continue_from(
@@ -157,8 +184,8 @@ def _continue_from(
     if settings.overwrite:
         raise UserError("resume: expected it without overwrite, got both")
     require_folder(settings.folder)
-    if not settings.folder.exists() or not (first or (settings.folder / runs.RUN_FILE).exists()):
-        return settings, None  # not there, or about to be made by the first process
+    if runs.is_new(settings.folder) or not (first or (settings.folder / runs.RUN_FILE).exists()):
+        return settings, None  # nothing there, or about to be made by the first process
     saved = make_settings(runs.saved_values(settings.folder))
     if different := saved.differences(settings):
         name = different[0]
@@ -249,7 +276,7 @@ def _finish(
     plot_curves(folder / runs.CURVES_FILE, rows, title=f"{settings.model} on {data.name}")
     draw_test_masks(network, card, data, folder / runs.MASKS_FILE)
     runs.write_run(
-        folder,
+        folder / runs.RUN_FILE,
         replace(settings, resume=False, overwrite=False).to_json(),
         {
             "parameters": parameters,

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import replacing
+from ..files import replacing, to_disk
 from ..weights.network_card import CARD_KEY, KEPT, PROCESSES_KEY
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -43,9 +43,8 @@ class CheckpointFiles(CheckpointIO):
             with replacing(path) as partial:
                 with partial.open("wb") as file:
                     torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
                 if path.name == LAST and path.exists():
+                    to_disk(partial)
                     _keep_as_previous(path)
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path}: cannot write the checkpoint: {_reason(error)}") from None
