@@ -96,8 +96,11 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
 def require_folder(path: Path) -> None:
     """Raises UserError unless ``path`` is a folder or can be made one: call it before the work."""
-    if path.is_dir():
-        return
+    try:
+        if path.is_dir():
+            return
+    except OSError as error:  # a name that is too long, or a parent that may not be searched
+        raise UserError(f"{path}: expected a folder: {error.strerror}") from None
     if path.exists() or path.is_symlink():
         what = "a file" if path.exists() else "a link to nothing"
         raise UserError(f"{path}: expected a folder, it is {what}")
@@ -131,8 +134,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes ``content`` as indented JSON in one step."""
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a file's name that is no UTF-8; escaped it is read as it was
+        text = json.dumps(content, indent=2).encode()
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_bytes(text + b"\n")
 
 
 def read_json(path: Path, *, format: str, version: int) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """Training a network: what ``ran train`` does."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import lightning as L
 import torch
 from rich.console import Console
-from torch import nn
 
 from ..data import ImageData, load_data
 from ..devices import choose_device, choose_precision
@@ -19,13 +16,14 @@ from ..files import require_folder
 from ..pictures.masks import draw_test_masks
 from ..pictures.plots import plot_curves
 from ..processes import Processes, find_processes
-from ..weights.network_card import NetworkCard, build_network, load_network, save_network
+from ..weights.network_card import NetworkCard, load_network, save_network
 from . import runs
 from .callbacks import Row
 from .engine import Engine, run_engine
 from .lock import FolderLock
 from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .settings import TrainingSettings, make_settings, resumed
+from .trial import check_runs, enough_memory, usual_size
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _train(
     if lock and settings.folder.is_dir():
         lock.take()  # before anything in it is read
     settings, checkpoint = _continue_from(settings, console, first=processes.first)
-    usual_size = _check_model(settings)
+    size = settings.image_size or usual_size(settings)
     device = choose_device(settings.device)
     if processes.count > 1 and device.type == "cuda":
         device = torch.device("cuda", processes.local_rank)
@@ -110,14 +108,15 @@ def _train(
         raise UserError("sync_bn: expected GPUs, PyTorch synchronises norms on them alone")
     data = load_data(
         settings.data,
-        settings.image_size or usual_size,
+        size,
         settings.augmentation,
         settings.data_options(),
     )
     card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
 
     L.seed_everything(settings.seed, workers=True, verbose=False)
-    network = card.build()
+    with enough_memory(settings):
+        network = card.build()
     engine = Engine(
         network=network,
         card=card,
@@ -131,7 +130,8 @@ def _train(
     engine.check()
     # images that a batch norm sees at once
     together = engine.share * (processes.count if settings.sync_bn else 1)
-    _check_runs(network, card, together)
+    with enough_memory(settings):
+        check_runs(network, card, together)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     if console:
         _print_summary(console, engine, parameters)
@@ -198,28 +198,6 @@ def _continue_from(
         for error in errors:
             console.print(f"{error}; going on from {checkpoint}", soft_wrap=True)
     return resumed(saved, settings), checkpoint
-
-
-def _check_model(settings: TrainingSettings) -> int:
-    """The side in pixels of the images that the model is usually given."""
-    with torch.device("meta"):  # neither memory nor random numbers: only name and options
-        network = build_network(settings.model, settings.model_options)
-    return cast(dict[str, Any], network.pretrained_cfg)["input_size"][-1]
-
-
-def _check_runs(network: nn.Module, card: NetworkCard, together: int) -> None:
-    """Raises UserError unless ``together`` images give classes: too small ones, say."""
-    size = card.preprocessing.image_size
-    images = torch.zeros(min(2, together), card.preprocessing.channels, size, size)
-    try:
-        with torch.no_grad():
-            # a copy: in training mode, which alone knows batch limits, running statistics change
-            logits = copy.deepcopy(network).train()(images)
-    except ValueError as error:
-        at_once = "" if together > 1 else ", one image at once (batch_size over accumulate)"
-        raise UserError(f"model {card.model} at image size {size}{at_once}: {error}") from None
-    if getattr(logits, "shape", None) != (len(images), len(card.class_names)):
-        raise UserError(f"model {card.model}: expected one value a class, options {card.options}")
 
 
 def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
