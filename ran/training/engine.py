@@ -24,11 +24,13 @@ from ..processes import Processes
 from ..weights.network_card import NetworkCard
 from . import runs
 from .callbacks import MetricsTable, Row
+from .checkpoints import CheckpointFiles, step_of
 from .classifier import ImageClassifier, make_optimizer
 from .logs import CurveLog
 from .progress import ProgressLine
-from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest, step_of
+from .saving import Checkpoints
 from .settings import TrainingSettings
+from .stopping import LossGuard, StopRequest
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from ..processes import Processes, find_processes
 from ..weights.network_card import NetworkCard, load_network, save_network
 from . import runs
 from .callbacks import Row
+from .checkpoints import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .engine import Engine, run_engine
 from .lock import FolderLock
-from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
 from .settings import TrainingSettings, make_settings, resumed
 from .trial import check_runs, enough_memory, usual_size
 

@@ -13,8 +13,8 @@ import torch
 from ..errors import UserError
 from ..files import is_abandoned, read_json, replacing, require_folder, write_json
 from ..weights.network_card import WEIGHTS_FILE, kept_epoch
+from .checkpoints import BEST, LAST, PREVIOUS
 from .lock import LOCK_FILE, FolderLock
-from .saving import BEST, LAST, PREVIOUS
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"

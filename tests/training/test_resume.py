@@ -22,8 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ran
 import ran.training.run
 from ran.errors import UserError
+from ran.training.checkpoints import PARTS, CheckpointFiles, find_checkpoint
 from ran.training.run import TrainingResult, train
-from ran.training.saving import PARTS, CheckpointFiles, find_checkpoint
 from ran.weights.network_card import load_network
 from tests.tiny import TINY, TINY_OPTIONS, make_folder, tiny_settings
 
