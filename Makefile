@@ -6,13 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize setup clean test-install
+.PHONY: demo test faults lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize setup clean test-install
 
 demo: setup
 	$(BIN)/ran train digits --output runs/demo --overwrite
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+
+# Every file operation of a training killed, half done or failed; `make test` does a share of it.
+faults: setup
+	$(BIN)/python -m pytest tests/training/test_faults.py -m faults
 
 lint: setup
 	$(BIN)/ruff check .

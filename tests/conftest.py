@@ -17,11 +17,16 @@ if not torch.cuda.is_available():
 
 
 #: Markers of tests that are skipped unless asked for, and what keeps them out of every run.
-ON_REQUEST = {"large": "needs tens of gigabytes", "deep": "traces deep networks for minutes"}
+ON_REQUEST = {
+    "large": "needs tens of gigabytes",
+    "deep": "traces deep networks for minutes",
+    "faults": "fails every file operation in turn for minutes",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"deep: {ON_REQUEST['deep']}; run with -m deep")
+    for marker in ("deep", "faults"):
+        config.addinivalue_line("markers", f"{marker}: {ON_REQUEST[marker]}; run with -m {marker}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
