@@ -31,6 +31,7 @@ from .progress import ProgressLine
 from .saving import Checkpoints
 from .settings import TrainingSettings
 from .stopping import LossGuard, StopRequest
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,13 @@ def run_engine(
     table = MetricsTable(settings.folder / runs.METRICS_FILE)
     guard, stop = LossGuard(classifier.learning_rate, settings.folder), StopRequest()
     steps = classifier.schedule.steps
-    own = [table, guard, stop, _StopAfter(steps)]
+    watch = Watch(
+        engine.processes,
+        settings.timeout,
+        settings.folder,
+        (lambda: None) if console is None else lambda: (console.show_cursor(), None)[1],
+    )
+    own = [watch, table, guard, stop, _StopAfter(steps)]
     if console:
         own.append(ProgressLine(console, table, steps))
     keep = Checkpoints(
@@ -126,7 +133,7 @@ def run_engine(
         guard,
         stop,
     )
-    with _quiet(), _global_settings_restored():
+    with _quiet(), _global_settings_restored(), watch.naming():
         if settings.threads:
             torch.set_num_threads(settings.threads)
         trainer = L.Trainer(

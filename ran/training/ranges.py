@@ -64,6 +64,7 @@ RANGES = {
     # each is a thread or process of its own, made at once
     "threads": Range(1, 1024),
     "workers": Range(0, 256),
+    "timeout": Range(5, 1e7),
 }
 
 _WORDS = {

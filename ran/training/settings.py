@@ -20,7 +20,7 @@ SCHEDULES = ("cosine", "linear", "multistep", "constant")
 #: What may differ when a training is resumed: it decides where and how fast, not what comes out.
 FREE_ON_RESUME = frozenset(
     {"output", "overwrite", "resume", "device", "threads", "workers", "download"}
-    | {"checkpoint_steps", "keep_every"}
+    | {"checkpoint_steps", "keep_every", "timeout"}
     # until a file cannot be read it changes nothing; where it leaves files out from the start, the
     # checkpoint knows that it was written with more images (``ran.training.classifier``)
     | {"skip_unreadable"}
@@ -128,6 +128,8 @@ class TrainingSettings:
     """auto, or one of ``ran.devices.PRECISIONS``."""
     threads: int | None = None
     """Processor cores that compute; None leaves it to PyTorch, which takes them all."""
+    timeout: float = 300.0
+    """Of several processes: seconds without a sign of one after which the others end."""
     channels_last: bool = True
     compile: bool = False
     """Compile the network with torch.compile."""
