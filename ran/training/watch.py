@@ -2,12 +2,14 @@
 
 import os
 import platform
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -45,6 +47,7 @@ class Watch(L.Callback):
         self._processes, self._timeout, self._folder = processes, timeout, folder
         self._before_exit = before_exit
         self._store: Any = None
+        self._broken = False
         self._left = threading.Event()
         self._looked = threading.Condition()
         #: By rank: the last count seen, and the looks since it was new. A pause of this process
@@ -57,10 +60,19 @@ class Watch(L.Callback):
                 self._store = self._connect()
                 threading.Thread(target=self._run, name="ran-watch", daemon=True).start()
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._broken = isinstance(exception, RuntimeError)
+
     @contextmanager
     def naming(self) -> Iterator[None]:
         """Raises UserError for what PyTorch raises inside because another process is gone."""
         end = _FAILED
+        before: Any = None
+        if self._processes.count > 1:
+            with suppress(ValueError):  # not the main thread
+                before = signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
             end = _DONE
@@ -76,6 +88,13 @@ class Watch(L.Callback):
             if self._store is not None:
                 with suppress(RuntimeError):
                     self._store.set(str(self._processes.rank), end)
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        # where one is lost, torchrun sends this to the others, which are about to say so
+        if not self._broken:
+            raise SystemExit(128 + number)
 
     def _connect(self) -> Any:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -127,8 +146,8 @@ class Watch(L.Callback):
         if self._seen[rank][0] == _FAILED:
             state = "it failed, and says why itself"
         return (
-            f"process {rank} of {self._processes.count} ({who}): {state}; once it is gone, the same "
-            f"command with --resume goes on from the last checkpoint in {self._folder}"
+            f"process {rank} of {self._processes.count} ({who}): {state}; once it is gone, the "
+            f"same command with --resume goes on from the last checkpoint in {self._folder}"
         )
 
     def _end(self, message: str) -> None:
