@@ -59,7 +59,8 @@ def _report_usage(error: Any) -> int:
 
 
 def _fail(who: str, message: str) -> int:
-    typer.echo(f"{who}: {message}", err=True)
+    line = message.replace("\n", "\\n")  # of a file's name, say
+    typer.echo(f"{who}: {line}", err=True)
     return 2
 
 

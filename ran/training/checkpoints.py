@@ -90,17 +90,18 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[UserError]]:
 
 def step_of(checkpoint: Path) -> int:
     """The step of the optimizer after which a readable checkpoint was written."""
-    return int(_mapped(checkpoint)["global_step"])
+    return int(_without_tensors(checkpoint)["global_step"])
 
 
 def processes_of(checkpoint: Path) -> int | None:
     """How many trained a readable checkpoint; None where it does not say so."""
-    return _mapped(checkpoint).get(PROCESSES_KEY)
+    return _without_tensors(checkpoint).get(PROCESSES_KEY)
 
 
-def _mapped(checkpoint: Path) -> dict[str, Any]:
+def _without_tensors(checkpoint: Path) -> dict[str, Any]:
     """The content of a readable checkpoint, whose tensors are not read."""
-    content: dict[str, Any] = torch.load(checkpoint, mmap=True, weights_only=True)
+    with checkpoint.open("rb") as file:  # not mapped: torch wants a name in UTF-8 for that
+        content: dict[str, Any] = torch.load(file, map_location="meta", weights_only=True)
     return content
 
 

@@ -19,10 +19,11 @@ from ..processes import Processes, find_processes
 from ..weights.network_card import NetworkCard, load_network, save_network
 from . import runs
 from .callbacks import Row
-from .checkpoints import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
+from .checkpoints import BEST, LAST, PREVIOUS, find_checkpoint
 from .engine import Engine, run_engine
 from .lock import FolderLock
 from .settings import TrainingSettings, make_settings, resumed
+from .summary import print_summary, say
 from .trial import check_runs, enough_memory, usual_size
 
 
@@ -94,6 +95,7 @@ def _train(
     lock: FolderLock | None,
 ) -> TrainingResult:
     """``lock``: of the process that writes; None in the others."""
+    _check_place(settings)
     if lock and not settings.resume:
         runs.check_folder(settings.folder, overwrite=settings.overwrite)
     if lock and settings.folder.is_dir():
@@ -134,11 +136,11 @@ def _train(
         check_runs(network, card, together)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     if console:
-        _print_summary(console, engine, parameters)
+        print_summary(console, engine, parameters)
 
     undo = _prepare_folder(settings, checkpoint, lock) if lock else None
     if console and lock and not lock.guards:
-        console.print(f"{settings.folder}: its disk has no locks, nothing keeps others out of it")
+        say(console, f"{settings.folder}: its disk has no locks, nothing keeps others out of it")
     try:
         try:
             rows = run_engine(engine, console, callbacks)
@@ -158,6 +160,18 @@ def _is_of(folder: Path, error: OSError) -> bool:
     if error.errno is None or not isinstance(error.filename, str | None):
         return False
     return error.filename is None or folder.absolute() in Path(error.filename).absolute().parents
+
+
+def _check_place(settings: TrainingSettings) -> None:
+    """Raises UserError for an output folder that would be a class of the next training's images."""
+    kind, _, path = settings.data.partition(":")
+    folder = settings.folder.resolve()
+    for part in ("train", "test", "val") if kind in ("folder", "imagenet") and path else ():
+        images = Path(path).resolve() / part
+        if images == folder or images in folder.parents:
+            raise UserError(
+                f"{settings.folder}: expected a folder outside {images}, whose folders are classes"
+            )
 
 
 def _prepare_folder(
@@ -196,39 +210,8 @@ def _continue_from(
     checkpoint, errors = find_checkpoint(settings.folder)
     if console:
         for error in errors:
-            console.print(f"{error}; going on from {checkpoint}", soft_wrap=True)
+            say(console, f"{error}; going on from {checkpoint}")
     return resumed(saved, settings), checkpoint
-
-
-def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
-    data, settings = engine.data, engine.settings
-    size, channels = data.preprocessing.image_size, data.preprocessing.channels
-    where = (
-        str(engine.device)
-        if engine.processes.count == 1
-        else (
-            f"{engine.processes.count} processes on {engine.processes.machines} machines, "
-            f"{engine.device.type}"
-        )
-    )
-    text = (
-        f"{settings.model} ({parameters:,} parameters) on {data.name}: "
-        f"{len(data.train):,} training and {len(data.test):,} test images of "
-        f"{channels}×{size}×{size}, {len(data.class_names)} classes; {where}, {engine.precision}"
-    )
-    console.print(text, highlight=False, soft_wrap=True)
-    if data.unreadable.found:
-        console.print(
-            f"{data.unreadable.found:,} unreadable images left out, first {data.unreadable.first}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if engine.checkpoint:
-        text = f"going on from {engine.checkpoint}"
-        then, now = processes_of(engine.checkpoint), engine.processes.count
-        if then not in (None, now):  # each draws its own random numbers, and normalises its share
-            text += f", which {then} processes trained; with {now} the bits will be others"
-        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _finish(

@@ -104,6 +104,7 @@ class Watch(L.Callback):
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         own = dist.PrefixStore(f"ran/{again}", store)
         own.set(f"who/{self._processes.rank}", f"{os.getpid()} on {platform.node()}")
+        own.set(str(self._processes.rank), "0")
         return own
 
     def _run(self) -> None:
@@ -121,7 +122,7 @@ class Watch(L.Callback):
         with self._looked:
             for rank in range(self._processes.count):
                 if rank == self._processes.rank or not self._store.check([str(rank)]):
-                    continue  # not there yet, for which PyTorch's own waiting has a limit
+                    continue  # not there yet: PyTorch has a limit of its own for that
                 value = bytes(self._store.get(str(rank)))
                 before, silent = self._seen.get(rank, (b"", 0))
                 self._seen[rank] = value, silent + 1 if value == before else 0

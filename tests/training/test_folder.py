@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from rich.console import Console
 
 import ran
 from ran.errors import UserError
@@ -18,6 +19,7 @@ from ran.training import lock as locking
 from ran.training import runs
 from ran.training.lock import LOCK_FILE, FolderLock
 from ran.training.run import train
+from ran.training.settings import make_settings
 from tests.tiny import tiny_settings
 
 
@@ -195,3 +197,29 @@ def test_a_disk_without_locks_guards_nothing_and_says_so(
         assert lock.guards
         lock.take()
         assert (lock.guards, lock.held) == (False, True)
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize("name", ["a b  c", "a\nb", "\udcff run", "[red]x"])
+def test_a_folder_may_have_any_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny_settings(tmp_path / name, epochs=1, batch_size=96)
+    first = train(settings)
+    console = Console(width=1000)
+    again = train(make_settings({**settings.to_json(), "resume": True}), console)
+    assert (again.rows, again.folder) == (first.rows, tmp_path / name)
+    run = read_json(tmp_path / name / "run.json", format="ran-run", version=1)
+    assert run["settings"]["output"] == str(tmp_path / name)
+    shown = name.replace("\udcff", "\\udcff").replace("\n", "\\n")
+    assert f"going on from {tmp_path}/{shown}/last.ckpt\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_a_folder_among_the_classes_of_the_data_is_refused(kind: str, tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "pets")
+    (tmp_path / "link").symlink_to(data)
+    for inside in (data / "train", data / "test" / "run", tmp_path / "link" / "train" / "run"):
+        with pytest.raises(UserError, match="expected a folder outside .*, whose folders are clas"):
+            train(tiny_settings(inside, data=f"{kind}:{data}"))
+        assert not list(tmp_path.rglob("run.json"))
