@@ -133,16 +133,10 @@ def _print_recipes(name: str | None) -> None:
 
 
 def _print_result(console: Console, result: "TrainingResult") -> None:
-    from ..training.summary import say
+    from ..training.summary import printable, say
 
-    table = Table(
-        "",
-        "epoch",
-        "test accuracy",
-        "test loss",
-        "train loss",
-        title=result.folder.name.encode("utf-8", "backslashreplace").decode(),
-    )
+    title = printable(str(result.folder))
+    table = Table("", "epoch", "test accuracy", "test loss", "train loss", title=title)
     for name, row in (("best", result.best), ("last", result.last)):
         table.add_row(
             name,

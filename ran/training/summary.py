@@ -6,10 +6,14 @@ from .checkpoints import processes_of
 from .engine import Engine
 
 
+def printable(text: str) -> str:
+    """One line of UTF-8, which a file's name need not be."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+
+
 def say(console: Console, text: str) -> None:
-    """Prints a line as it is: a name may hold what rich takes for markup, or be no UTF-8."""
-    shown = text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-    console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Prints a line as it is: a name may hold what rich takes for markup."""
+    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_summary(console: Console, engine: Engine, parameters: int) -> None:

@@ -20,7 +20,7 @@ from ran.training import runs
 from ran.training.lock import LOCK_FILE, FolderLock
 from ran.training.run import train
 from ran.training.settings import make_settings
-from tests.tiny import tiny_settings
+from tests.tiny import make_folder, tiny_settings
 
 
 def test_an_existing_folder_is_refused_untouched(tmp_path: Path) -> None:
@@ -220,6 +220,6 @@ def test_a_folder_among_the_classes_of_the_data_is_refused(kind: str, tmp_path: 
     data = make_folder(tmp_path / "pets")
     (tmp_path / "link").symlink_to(data)
     for inside in (data / "train", data / "test" / "run", tmp_path / "link" / "train" / "run"):
-        with pytest.raises(UserError, match="expected a folder outside .*, whose folders are clas"):
+        with pytest.raises(UserError, match=r"expected a folder outside .*, whose folders are cl"):
             train(tiny_settings(inside, data=f"{kind}:{data}"))
         assert not list(tmp_path.rglob("run.json"))
