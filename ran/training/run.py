@@ -98,22 +98,19 @@ def _train(
     _check_place(settings)
     if lock and not settings.resume:
         runs.check_folder(settings.folder, overwrite=settings.overwrite)
-    if lock and settings.folder.is_dir():
-        lock.take()  # before anything in it is read
+    there = settings.folder / runs.RUN_FILE if settings.resume else settings.folder
+    if lock and there.exists():
+        lock.take()  # before anything in it is read; in no folder that is not a training's
     settings, checkpoint = _continue_from(settings, console, first=processes.first)
-    size = settings.image_size or usual_size(settings)
+    usual = usual_size(settings)
     device = choose_device(settings.device)
     if processes.count > 1 and device.type == "cuda":
         device = torch.device("cuda", processes.local_rank)
     precision = choose_precision(settings.precision, device)
     if settings.sync_bn and device.type == "cpu":
         raise UserError("sync_bn: expected GPUs, PyTorch synchronises norms on them alone")
-    data = load_data(
-        settings.data,
-        size,
-        settings.augmentation,
-        settings.data_options(),
-    )
+    size = settings.image_size or usual
+    data = load_data(settings.data, size, settings.augmentation, settings.data_options())
     card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
 
     L.seed_everything(settings.seed, workers=True, verbose=False)
