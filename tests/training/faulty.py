@@ -321,8 +321,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     LIBRARY = ctypes.CDLL(sys.argv[1])
     ran.training.run.load_data = load_few  # type: ignore[assignment]
-    ran.training.run.plot_curves = lambda *_, **__: None  # type: ignore[assignment]
-    ran.training.run.draw_test_masks = lambda *_: None  # type: ignore[assignment]
+    ran.training.run.plot_curves = lambda *_, **__: None
+    ran.training.run.draw_test_masks = lambda *_: None
     for name in sys.argv[3].split(","):
         folder = Path(sys.argv[2]) / name
         folder.mkdir()

@@ -172,7 +172,8 @@ def test_a_killed_process_holds_no_lock_though_its_children_live(tmp_path: Path)
 def test_a_lock_that_is_removed_while_it_is_waited_for_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual, removed = fcntl.lockf, []
+    usual = fcntl.lockf
+    removed: list[int] = []
 
     def remove_first(file: int, how: int) -> None:
         if not removed:

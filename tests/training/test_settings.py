@@ -105,7 +105,7 @@ ENDLESS["itself"] = ENDLESS
     ],
 )
 def test_bad_settings_are_named_before_anything_is_written(
-    tmp_path: Path, changes: dict[str, object], expected: str
+    tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         train(tiny_settings(**{"output": tmp_path / "run", **changes}))
