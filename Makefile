@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test emulate lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize setup clean test-install
+.PHONY: demo test emulate faults lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize setup clean test-install
 
 demo: setup
 	$(BIN)/ran train digits --output runs/demo --overwrite
@@ -18,6 +18,10 @@ test: lint
 # beyond 2³¹ elements, and kernels broken on purpose. It takes about an hour.
 emulate: setup
 	$(BIN)/python -m pytest -m emulate --numprocesses=auto --dist=worksteal
+
+# Every file operation of a training killed, half done or failed; `make test` does a share of it.
+faults: setup
+	$(BIN)/python -m pytest tests/training/test_faults.py -m faults
 
 lint: setup
 	$(BIN)/ruff check .

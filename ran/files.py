@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one."""
 
+import errno
 import json
 import os
 import platform
@@ -55,8 +56,8 @@ def is_abandoned(path: Path) -> bool:
 def replacing(path: Path, what: str = "the file") -> Iterator[Path]:
     """Gives a new path beside ``path`` to write to; renamed to ``path`` if the block succeeds.
 
-    If the block raises, the new file is removed and ``path`` is as it was. The new name keeps the
-    suffix, from which several writers choose the format.
+    It is on the disk by then. If the block raises, the new file is removed and ``path`` is as it
+    was. The new name keeps the suffix, from which several writers choose the format.
 
     Raises:
         UserError: says that ``what`` cannot be written to ``path`` and why: the system refused it,
@@ -65,6 +66,7 @@ def replacing(path: Path, what: str = "the file") -> Iterator[Path]:
     partial = partial_path(path)
     try:
         yield partial
+        to_disk(partial)
         os.replace(partial, path)
     except Exception as error:
         reason = _refusal(error, (str(path), str(partial)))
@@ -99,6 +101,18 @@ def require_path(name: str, path: str | Path) -> Path:
     return Path(path)
 
 
+def to_disk(path: Path) -> None:
+    """Waits until ``path`` is on the disk, where some are found to be full only then."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which says that this disk has no such wait
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(file)
+
+
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Raises UserError unless ``path`` may be written: call it before the work, not after.
 
@@ -116,8 +130,11 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
 def require_folder(path: Path) -> None:
     """Raises UserError unless ``path`` is a folder or can be made one: call it before the work."""
-    if path.is_dir():
-        return
+    try:
+        if path.is_dir():
+            return
+    except OSError as error:  # a name that is too long, or a parent that may not be searched
+        raise UserError(f"{path}: expected a folder: {error.strerror}") from None
     if path.exists() or path.is_symlink():
         what = "a file" if path.exists() else "a link to nothing"
         raise UserError(f"{path}: expected a folder, it is {what}")

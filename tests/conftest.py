@@ -21,11 +21,12 @@ ON_REQUEST = {
     "large": "needs tens of gigabytes",
     "deep": "traces deep networks for minutes",
     "emulate": "runs the CUDA kernels on the CPU for many minutes",
+    "faults": "fails every file operation in turn for minutes",
 }
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in ("deep", "emulate"):
+    for marker in ("deep", "emulate", "faults"):
         config.addinivalue_line("markers", f"{marker}: {ON_REQUEST[marker]}; run with -m {marker}")
 
 

@@ -112,7 +112,7 @@ def train(
 
     from ..training.run import train as run_training  # after the check: it takes seconds to load
 
-    console = Console(quiet=not find_processes().first)
+    console = Console(quiet=not find_processes().first, markup=False, emoji=False)
     result = run_training(checked, console)
     _print_result(console, result)
 
@@ -134,7 +134,10 @@ def _print_recipes(name: str | None) -> None:
 
 
 def _print_result(console: Console, result: "TrainingResult") -> None:
-    table = Table("", "epoch", "test accuracy", "test loss", "train loss", title=str(result.folder))
+    from ..training.summary import printable, say
+
+    title = printable(str(result.folder))
+    table = Table("", "epoch", "test accuracy", "test loss", "train loss", title=title)
     for name, row in (("best", result.best), ("last", result.last)):
         table.add_row(
             name,
@@ -152,4 +155,4 @@ def _print_result(console: Console, result: "TrainingResult") -> None:
         text += f" {plural(result.unreadable, 'unreadable image')} left out."
     console.print(text, highlight=False, soft_wrap=True)
     written = ", ".join(sorted(path.name for path in result.folder.iterdir()))
-    console.print(f"Written to {result.folder}: {written}", highlight=False, soft_wrap=True)
+    say(console, f"Written to {result.folder}: {written}")

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from rich.console import Console
 from timm.optim import list_optimizers
@@ -25,10 +24,14 @@ from ..processes import Processes
 from ..weights.network_card import NetworkCard
 from . import runs
 from .callbacks import MetricsTable, Row
+from .checkpoints import CheckpointFiles, step_of
 from .classifier import ImageClassifier, make_optimizer
+from .logs import CurveLog
 from .progress import ProgressLine
-from .saving import CheckpointFiles, Checkpoints, LossGuard, StopRequest, step_of
+from .saving import Checkpoints
 from .settings import TrainingSettings
+from .stopping import LossGuard, StopRequest
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,13 @@ def run_engine(
     table = MetricsTable(settings.folder / runs.METRICS_FILE)
     guard, stop = LossGuard(classifier.learning_rate, settings.folder), StopRequest()
     steps = classifier.schedule.steps
-    own = [table, guard, stop, _StopAfter(steps)]
+    watch = Watch(
+        engine.processes,
+        settings.timeout,
+        settings.folder,
+        (lambda: None) if console is None else lambda: (console.show_cursor(), None)[1],
+    )
+    own = [watch, table, guard, stop, _StopAfter(steps)]
     if console:
         own.append(ProgressLine(console, table, steps))
     keep = Checkpoints(
@@ -124,7 +133,7 @@ def run_engine(
         guard,
         stop,
     )
-    with _quiet(), _global_settings_restored():
+    with _quiet(), _global_settings_restored(), watch.naming():
         if settings.threads:
             torch.set_num_threads(settings.threads)
         trainer = L.Trainer(
@@ -193,8 +202,7 @@ def _loggers(engine: Engine) -> Any:
     # what a killed training wrote after its last checkpoint is written again: TensorBoard forgets
     # the first of the two
     purge = step_of(engine.checkpoint) if engine.checkpoint else 0
-    folder = engine.settings.folder
-    return TensorBoardLogger(folder, name="", version=runs.LOG_FOLDER, purge_step=purge)
+    return CurveLog(engine.settings.folder / runs.LOG_FOLDER, purge)
 
 
 @contextmanager

@@ -1,17 +1,13 @@
 """Training a network: what ``ran train`` does."""
 
-import copy
-import errno
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import lightning as L
 import torch
 from rich.console import Console
-from torch import nn
 
 from ..data import ImageData, load_data
 from ..devices import choose_device, choose_precision
@@ -20,16 +16,15 @@ from ..files import require_folder
 from ..pictures.masks import draw_test_masks
 from ..pictures.plots import plot_curves
 from ..processes import Processes, find_processes
-from ..text import plural
-from ..weights.network_card import NetworkCard, build_network, load_network, save_network
+from ..weights.network_card import NetworkCard, load_network, save_network
 from . import runs
 from .callbacks import Row
+from .checkpoints import BEST, LAST, PREVIOUS, find_checkpoint
 from .engine import Engine, run_engine
-from .saving import BEST, LAST, PREVIOUS, find_checkpoint, processes_of
+from .lock import FolderLock
 from .settings import TrainingSettings, make_settings, resumed
-
-#: What the system says where a file cannot grow.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+from .summary import print_summary, say
+from .trial import check_runs, enough_memory, usual_size
 
 
 @dataclass(frozen=True)
@@ -86,27 +81,41 @@ def train(
         SystemExit: SIGTERM or an interrupt stopped it. ``last.ckpt`` holds the last whole step.
     """
     processes = find_processes()
-    console = console if processes.first else None
-    settings, checkpoint = _continue_from(settings, console, first=processes.first)
-    usual_size = _check_model(settings)
-    if checkpoint is None and not settings.resume and processes.first:
+    with FolderLock(settings.folder) as lock:
+        if processes.first:
+            return _train(settings, console, callbacks, processes, lock)
+        return _train(settings, None, callbacks, processes, None)
+
+
+def _train(
+    settings: TrainingSettings,
+    console: Console | None,
+    callbacks: Sequence[L.Callback],
+    processes: Processes,
+    lock: FolderLock | None,
+) -> TrainingResult:
+    """``lock``: of the process that writes; None in the others."""
+    _check_place(settings)
+    if lock and not settings.resume:
         runs.check_folder(settings.folder, overwrite=settings.overwrite)
+    there = settings.folder / runs.RUN_FILE if settings.resume else settings.folder
+    if lock and there.exists():
+        lock.take()  # before anything in it is read; in no folder that is not a training's
+    settings, checkpoint = _continue_from(settings, console, first=processes.first)
+    usual = usual_size(settings)
     device = choose_device(settings.device)
     if processes.count > 1 and device.type == "cuda":
         device = torch.device("cuda", processes.local_rank)
     precision = choose_precision(settings.precision, device)
     if settings.sync_bn and device.type == "cpu":
         raise UserError("sync_bn: expected GPUs, PyTorch synchronises norms on them alone")
-    data = load_data(
-        settings.data,
-        settings.image_size or usual_size,
-        settings.augmentation,
-        settings.data_options(),
-    )
+    size = settings.image_size or usual
+    data = load_data(settings.data, size, settings.augmentation, settings.data_options())
     card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
 
     L.seed_everything(settings.seed, workers=True, verbose=False)
-    network = card.build()
+    with enough_memory(settings):
+        network = card.build()
     engine = Engine(
         network=network,
         card=card,
@@ -120,33 +129,61 @@ def train(
     engine.check()
     # images that a batch norm sees at once
     together = engine.share * (processes.count if settings.sync_bn else 1)
-    _check_runs(network, card, together)
+    with enough_memory(settings):
+        check_runs(network, card, together)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     if console:
-        _print_summary(console, engine, parameters)
+        print_summary(console, engine, parameters)
 
-    made = processes.first and not (settings.resume and settings.folder.exists())
-    if processes.first:
-        runs.remove_leftovers(settings.folder)
-        if not made:
-            if checkpoint and checkpoint.name == PREVIOUS:
-                # damaged, and it must not become the previous one of the next
-                (settings.folder / LAST).unlink(missing_ok=True)
-        else:
-            runs.start_folder(settings.folder, settings.to_json())
+    undo = _prepare_folder(settings, checkpoint, lock) if lock else None
+    if console and lock and not lock.guards:
+        say(console, f"{settings.folder}: its disk has no locks, nothing keeps others out of it")
     try:
         try:
             rows = run_engine(engine, console, callbacks)
         except BaseException:
-            kept = any((settings.folder / name).exists() for name in (LAST, PREVIOUS))
-            if made and not kept:
-                shutil.rmtree(settings.folder, ignore_errors=True)
+            if undo and not any((settings.folder / name).exists() for name in (LAST, PREVIOUS)):
+                undo()
             raise
         return _finish(settings, data, rows, parameters, processes)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if not _is_of(settings.folder, error):
             raise
         raise UserError(f"{settings.folder}: cannot write: {error}") from None
+
+
+def _is_of(folder: Path, error: OSError) -> bool:
+    """Whether a system's error is of writing to ``folder``, and not of somebody's data."""
+    if error.errno is None or not isinstance(error.filename, str | None):
+        return False
+    return error.filename is None or folder.absolute() in Path(error.filename).absolute().parents
+
+
+def _check_place(settings: TrainingSettings) -> None:
+    """Raises UserError for an output folder that would be a class of the next training's images."""
+    kind, _, path = settings.data.partition(":")
+    folder = settings.folder.resolve()
+    for part in ("train", "test", "val") if kind in ("folder", "imagenet") and path else ():
+        images = Path(path).resolve() / part
+        if images == folder or images in folder.parents:
+            raise UserError(
+                f"{settings.folder}: expected a folder outside {images}, whose folders are classes"
+            )
+
+
+def _prepare_folder(
+    settings: TrainingSettings, checkpoint: Path | None, lock: FolderLock
+) -> Callable[[], None] | None:
+    """Makes the output folder ready; returns what takes that back, if it is a new training's."""
+    folder = settings.folder
+    runs.remove_leftovers(folder)
+    if settings.resume and lock.held and not runs.is_new(folder):
+        if checkpoint and checkpoint.name == PREVIOUS:
+            # damaged, and it must not become the previous one of the next
+            (folder / LAST).unlink(missing_ok=True)
+        return None
+    made = runs.start_folder(folder, settings.to_json(), lock, overwrite=settings.overwrite)
+    return partial(runs.discard_folder, folder, made=made)
 
 
 def _continue_from(
@@ -158,8 +195,8 @@ def _continue_from(
     if settings.overwrite:
         raise UserError("resume: expected it without overwrite, got both")
     require_folder(settings.folder)
-    if not settings.folder.exists() or not (first or (settings.folder / runs.RUN_FILE).exists()):
-        return settings, None  # not there, or about to be made by the first process
+    if runs.is_new(settings.folder) or not (first or (settings.folder / runs.RUN_FILE).exists()):
+        return settings, None  # nothing there, or about to be made by the first process
     saved = make_settings(runs.saved_values(settings.folder))
     if different := saved.differences(settings):
         name = different[0]
@@ -170,65 +207,8 @@ def _continue_from(
     checkpoint, errors = find_checkpoint(settings.folder)
     if console:
         for error in errors:
-            console.print(f"{error}; going on from {checkpoint}", soft_wrap=True)
+            say(console, f"{error}; going on from {checkpoint}")
     return resumed(saved, settings), checkpoint
-
-
-def _check_model(settings: TrainingSettings) -> int:
-    """The side in pixels of the images that the model is usually given."""
-    with torch.device("meta"):  # neither memory nor random numbers: only name and options
-        network = build_network(settings.model, settings.model_options)
-    return cast(dict[str, Any], network.pretrained_cfg)["input_size"][-1]
-
-
-def _check_runs(network: nn.Module, card: NetworkCard, together: int) -> None:
-    """Raises UserError unless ``together`` images give classes: too small ones, say."""
-    size = card.preprocessing.image_size
-    images = torch.zeros(min(2, together), card.preprocessing.channels, size, size)
-    try:
-        with torch.no_grad():
-            # a copy: in training mode, which alone knows batch limits, running statistics change
-            logits = copy.deepcopy(network).train()(images)
-    except ValueError as error:
-        at_once = "" if together > 1 else ", one image at once (batch_size over accumulate)"
-        raise UserError(f"model {card.model} at image size {size}{at_once}: {error}") from None
-    if getattr(logits, "shape", None) != (len(images), len(card.class_names)):
-        raise UserError(f"model {card.model}: expected one value a class, options {card.options}")
-
-
-def _print_summary(console: Console, engine: Engine, parameters: int) -> None:
-    data, settings = engine.data, engine.settings
-    size, channels = data.preprocessing.image_size, data.preprocessing.channels
-    where = (
-        str(engine.device)
-        if engine.processes.count == 1
-        else (
-            f"{plural(engine.processes.count, 'process')} on "
-            f"{plural(engine.processes.machines, 'machine')}, "
-            f"{engine.device.type}"
-        )
-    )
-    text = (
-        f"{settings.model} ({plural(parameters, 'parameter')}) on {data.name}: "
-        f"{plural(len(data.train), 'training image')} and {plural(len(data.test), 'test image')} "
-        f"of {channels}×{size}×{size}, {plural(len(data.class_names), 'class')}; {where}, "
-        f"{engine.precision}"
-    )
-    console.print(text, highlight=False, soft_wrap=True)
-    if data.unreadable.found:
-        console.print(
-            f"{plural(data.unreadable.found, 'unreadable image')} left out, first "
-            f"{data.unreadable.first}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if engine.checkpoint:
-        text = f"going on from {engine.checkpoint}"
-        then, now = processes_of(engine.checkpoint), engine.processes.count
-        if then not in (None, now):  # each draws its own random numbers, and normalises its share
-            trained = plural(then or 0, "process")
-            text += f", which {trained} trained; with {now} the bits will be others"
-        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _finish(
@@ -254,7 +234,7 @@ def _finish(
     plot_curves(folder / runs.CURVES_FILE, rows, title=f"{settings.model} on {data.name}")
     draw_test_masks(network, card, data, folder / runs.MASKS_FILE)
     runs.write_run(
-        folder,
+        folder / runs.RUN_FILE,
         replace(settings, resume=False, overwrite=False).to_json(),
         {
             "parameters": parameters,

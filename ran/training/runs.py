@@ -1,9 +1,9 @@
 """The folder a training writes."""
 
-import glob
 import platform
 import shutil
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import lightning
 import torch
 
 from ..errors import UserError
-from ..files import is_abandoned, partial_path, read_json, require_folder, write_json
+from ..files import is_abandoned, read_json, replacing, require_folder, write_json
 from ..weights.network_card import WEIGHTS_FILE, kept_epoch
-from .saving import BEST, LAST, PREVIOUS
+from .checkpoints import BEST, LAST, PREVIOUS
+from .lock import LOCK_FILE, FolderLock
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
@@ -43,11 +44,11 @@ _FORMAT, _VERSION = "ran-run", 1
 def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Raises UserError unless a training may write ``folder``. Changes nothing.
 
-    An existing one may be written only with ``overwrite``, and only if a training wrote it and
-    everything in it.
+    One that is there and not empty may be written only with ``overwrite``, and only if a training
+    wrote it and everything in it.
     """
     require_folder(folder)
-    if not folder.exists():
+    if is_new(folder):
         return
     if not overwrite:
         raise UserError(
@@ -60,15 +61,32 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise UserError(
             f"{folder}: expected a folder written by `ran train`, it has no valid {RUN_FILE}"
         ) from None
-    foreign = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.name not in RUN_FILES
-        and ".partial-" not in entry.name
-        and kept_epoch(entry) is None
-    )
+    foreign = sorted(entry.name for entry in _entries(folder) if not _is_ours(entry))
     if foreign:
         raise UserError(f"{folder}: expected files of `ran train` only, it holds {foreign[0]}")
+
+
+def is_new(folder: Path) -> bool:
+    """Whether nothing is in ``folder``, but for what a killed training did not finish."""
+    return not folder.exists() or all(
+        entry.name == LOCK_FILE or is_abandoned(entry) for entry in _entries(folder)
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder to read: {error.strerror}") from None
+
+
+def _is_ours(entry: Path) -> bool:
+    return (
+        entry.name in RUN_FILES
+        or entry.name == LOCK_FILE
+        or ".partial-" in entry.name
+        or kept_epoch(entry) is not None
+    )
 
 
 def saved_values(folder: Path) -> dict[str, Any]:
@@ -86,65 +104,75 @@ def saved_values(folder: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what killed trainings had not finished writing, in ``folder`` and for it beside it.
+    """Deletes what killed trainings had not finished writing in ``folder``.
 
     What a process that may still run is writing stays, and everything else.
     """
     for path in folder.glob(".*.partial-*"):
         if is_abandoned(path):
-            _delete(path)
-    for path in folder.parent.glob(f".{glob.escape(folder.stem)}.partial-*"):
-        if path.is_dir() and is_abandoned(path):
-            for entry in path.iterdir():  # a folder that was being made holds these alone
-                if entry.name == RUN_FILE or is_abandoned(entry):
-                    _delete(entry)
-            with suppress(OSError):
-                path.rmdir()
+            with suppress(OSError):  # it is in nobody's way
+                path.unlink()
 
 
-def _delete(path: Path) -> None:
-    with suppress(OSError):  # it is in nobody's way
-        path.unlink()
+def start_folder(
+    folder: Path, settings: dict[str, Any], lock: FolderLock, *, overwrite: bool = False
+) -> bool:
+    """Makes ``folder``, or empties it, and writes the settings and versions to ``run.json``.
 
+    Returns whether it was made. ``run.json`` is the first file of a training and, where it replaces
+    another, complete before anything is deleted and in its place when all is: a kill or a full disk
+    leaves the old one's name on what is old, or nothing that a new training would not begin with.
 
-def start_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes ``folder`` anew, with the settings and versions in ``run.json``.
-
-    Call ``check_folder`` first: what is there is deleted.
+    Raises:
+        UserError: it cannot be written, or is another training's by now.
     """
-    folder = folder.absolute()  # "." has no name to make another one of
-    if folder.exists():
-        _start_again(folder, settings)
-        return
-    # made under another name, so that a kill leaves no folder that nothing is known of
-    partial = partial_path(folder)
+    made = not folder.exists()
+    with _making(folder, made=made):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    check_folder(folder, overwrite=overwrite)  # now that nobody else can write to it
+    with _making(folder, made=made), replacing(folder / RUN_FILE, "what is asked for") as new:
+        write_run(new, settings, {})
+        _empty(folder, {RUN_FILE, LOCK_FILE, new.name})
+    return made
+
+
+@contextmanager
+def _making(folder: Path, *, made: bool) -> Iterator[None]:
+    """Says of a disk's refusal that the folder cannot be made; leaves none that was ``made``."""
     try:
-        partial.mkdir(parents=True)
-        write_run(partial, settings, {})
-        partial.rename(folder)
+        yield
     except (OSError, UserError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{folder}: cannot make the output folder: {error}") from None
+        if isinstance(error.__cause__ or error, OSError):  # a UserError may say what it refused
+            if made:
+                discard_folder(folder, made=True)
+            raise UserError(f"{folder}: cannot make the output folder: {error}") from None
+        raise
 
 
-def _start_again(folder: Path, settings: dict[str, Any]) -> None:
-    # the folder stays, as it may be the one that this process works in; and so does its run.json
-    # until the new one replaces it, so that a kill leaves no folder that nothing is known of
-    try:
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != RUN_FILE:
-                entry.unlink()
-        write_run(folder, settings, {})
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make the output folder: {error}") from None
+def discard_folder(folder: Path, *, made: bool) -> None:
+    """Deletes what a training wrote to ``folder``, and it too if the training has ``made`` it."""
+    with suppress(OSError):
+        _empty(folder, () if made else (LOCK_FILE,))
+        if made:
+            folder.rmdir()
 
 
-def write_run(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:
-    """Writes ``run.json``: what was asked for, what ran it and what came of it."""
+def _empty(folder: Path, kept: Collection[str]) -> None:
+    # the folder stays, as it may be the one that this process works in
+    for entry in folder.iterdir():
+        if entry.name in kept:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def write_run(path: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:
+    """Writes a ``run.json``: what was asked for, what ran it and what came of it."""
     write_json(
-        folder / RUN_FILE,
+        path,
         {
             "format": _FORMAT,
             "version": _VERSION,

@@ -2,16 +2,16 @@
 
 import json
 import re
-import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import require_image_size, require_known
+from ..checks import require_known
 from ..errors import UserError
 from ..files import require_path
+from .ranges import check_values, shown
 
 if TYPE_CHECKING:
     from ..data.options import DataOptions
@@ -21,7 +21,7 @@ SCHEDULES = ("cosine", "linear", "multistep", "constant")
 #: What may differ when a training is resumed: it decides where and how fast, not what comes out.
 FREE_ON_RESUME = frozenset(
     {"output", "overwrite", "resume", "device", "threads", "workers", "download"}
-    | {"checkpoint_steps", "keep_every"}
+    | {"checkpoint_steps", "keep_every", "timeout"}
     # until a file cannot be read it changes nothing; where it leaves files out from the start, the
     # checkpoint knows that it was written with more images (``ran.training.classifier``)
     | {"skip_unreadable"}
@@ -129,6 +129,8 @@ class TrainingSettings:
     """auto, or one of ``ran.devices.PRECISIONS``."""
     threads: int | None = None
     """Processor cores that compute; None leaves it to PyTorch, which takes them all."""
+    timeout: float = 300.0
+    """Of several processes: seconds without a sign of one after which the others end."""
     channels_last: bool = True
     compile: bool = False
     """Compile the network with torch.compile."""
@@ -138,58 +140,40 @@ class TrainingSettings:
     """Normalise by the images of all processes; needs GPUs."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        if self.image_size is not None:
-            require_image_size(self.image_size)
-        for name in ("epochs", "iterations", "batch_size", "accumulate", "threads"):
-            self._require(name, lambda value: value >= 1, "a positive integer")
-        for name in ("checkpoint_steps", "num_classes"):
-            self._require(name, lambda value: value >= 1, "a positive integer")
-        self._require("seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
-        self._require("lr", lambda value: 0 < value < float("inf"), "a positive number")
-        for name in ("weight_decay", "clip_norm", "mixup", "cutmix", "color_jitter"):
-            self._require(name, lambda value: 0 <= value < float("inf"), "0 or more")
-        for name in ("cutout", "workers", "keep_every"):
-            self._require(name, lambda value: value >= 0, "0 or more")
-        for name in ("momentum", "label_smoothing", "ema", "decay_rate"):
-            self._require(name, lambda value: 0 <= value < 1, "0 or more and less than 1")
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        check_values(values, typing.get_type_hints(TrainingSettings))
         if self.schedule not in SCHEDULES:
             raise UserError(
-                f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
+                f"schedule: expected one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}"
             )
         self._check_times()
         for name in ("scale", "ratio"):
             low_high = getattr(self, name)
-            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
-                raise UserError(f"{name}: expected [least, greatest] above 0, got {low_high}")
-        if self.scale[1] > 1:
-            raise UserError(f"scale: expected shares of at most 1, got {self.scale}")
+            if len(low_high) != 2 or low_high[0] > low_high[1]:
+                raise UserError(f"{name}: expected [least, greatest], got {shown(low_high)}")
         try:
             json.dumps(self.model_options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"model_options: expected what JSON can hold: {error}") from None
-
-    def _require(self, name: str, fits: Callable[[Any], bool], expected: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not fits(value):
-            raise UserError(f"{name}: expected {expected}, got {value}")
 
     def _check_times(self) -> None:
         unit = "iterations" if self.iterations else "epochs"
         length = self.iterations or self.epochs
         for name in ("warmup", "mix_until"):
-            self._require(name, lambda value: 0 <= value <= length, f"0 to {unit} ({length})")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= length:
+                raise UserError(f"{name}: expected 0 to {unit} ({length}), got {shown(value)}")
         if sorted(set(self.milestones)) != self.milestones or any(
             not 0 < time < length for time in self.milestones
         ):
             raise UserError(
                 f"milestones: expected rising times in 0 to {unit} ({length}), got "
-                f"{self.milestones}"
+                f"{shown(self.milestones)}"
             )
         if bool(self.milestones) != (self.schedule == "multistep"):
             raise UserError(
                 f"milestones: expected some if and only if schedule is multistep, got "
-                f"{self.milestones} with {self.schedule}"
+                f"{shown(self.milestones)} with {self.schedule}"
             )
 
     @property
@@ -249,39 +233,6 @@ def make_settings(values: Mapping[str, Any]) -> TrainingSettings:
 def resumed(saved: TrainingSettings, given: TrainingSettings) -> TrainingSettings:
     """The settings to continue with: those that were saved, but for what is free to differ."""
     return replace(saved, **{name: getattr(given, name) for name in FREE_ON_RESUME})
-
-
-def _check_types(settings: TrainingSettings) -> None:
-    hints = typing.get_type_hints(TrainingSettings)
-    for entry in fields(settings):
-        value, hint = getattr(settings, entry.name), hints[entry.name]
-        if not _fits(value, hint):
-            name = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-            name = name.replace(" | None", "")
-            raise UserError(f"{entry.name}: expected {_WORDS.get(name, name)}, got {value!r}")
-
-
-_WORDS = {
-    "int": "an integer",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "dict[str, typing.Any]": "a table",
-    "list[float]": "a list of numbers",
-}
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    origin = typing.get_origin(hint)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, float) for item in value)
-    if isinstance(value, bool):  # also an int to Python
-        return hint is bool
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(value, origin or hint)
 
 
 def _default_folder(model: str, data: str) -> Path:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from ran.training.run import TrainingResult
 from tests.tiny import TINY
 
 
-def run_two(settings: dict[str, Any], folder: Path, where: str) -> subprocess.CompletedProcess[str]:
+def start_two(settings: dict[str, Any], folder: Path, where: str) -> "subprocess.Popen[str]":
     """A training under torchrun; each process leaves the weights it ends with in ``folder``."""
     path = folder / "settings.json"
     path.write_text(json.dumps({**settings, "output": str(settings["output"])}))
@@ -26,7 +28,7 @@ def run_two(settings: dict[str, Any], folder: Path, where: str) -> subprocess.Co
         *("-m", "tests.training.worker", where, str(path), str(folder)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_two_processes_end_with_the_same_weights_and_the_accuracy_of_one(
@@ -51,9 +53,31 @@ def test_two_processes_end_with_the_same_weights_and_the_accuracy_of_one(
 
 
 def weights_of_two(settings: dict[str, Any], folder: Path) -> list[dict[str, torch.Tensor]]:
-    ended = run_two(settings, folder, "never")
-    assert ended.returncode == 0, ended.stderr
+    process = start_two(settings, folder, "never")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("where", "state"), [("stop1:3", "it is stopped"), ("kill1:3", "it has ended")]
+)
+def test_a_process_that_is_lost_is_named_by_the_others(
+    where: str, state: str, tmp_path: Path
+) -> None:
+    settings = {**TINY, "epochs": 2, "timeout": 5.0, "output": tmp_path / "run"}
+    process = start_two(settings, tmp_path, where)
+    assert process.stderr
+    said = ""
+    for line in process.stderr:
+        said += line
+        found = re.match(r"ran: process 1 of 2 \((\d+) on .*\): (.*); once it is gone, the", line)
+        if found and where == "stop1:3":
+            os.kill(int(found[1]), signal.SIGKILL)  # as torchrun does too, half a minute later
+    assert process.wait() != 0
+    lines = [line for line in said.splitlines() if line.startswith("ran: ")]
+    assert [state in line and f"in {tmp_path / 'run'}" in line for line in lines] == [True], said
+    assert "worker.py" not in said.partition("torch/distributed/elastic")[0]  # no traceback of ours
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -13,29 +13,33 @@ from ran.training.schedules import Schedule, make_schedule
 from ran.training.settings import make_settings
 from tests.tiny import TINY_OPTIONS, tiny_settings
 
+#: Holds itself.
+ENDLESS: dict[str, Any] = {}
+ENDLESS["itself"] = ENDLESS
+
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"epochs": 0}, "epochs: expected a positive integer, got 0"),
+        ({"epochs": 0}, "epochs: expected 1 to 1,000,000,000, got 0"),
         ({"epochs": 1.5}, "epochs: expected an integer, got 1.5"),
         ({"epochs": True}, "epochs: expected an integer, got True"),
-        ({"iterations": 0}, "iterations: expected a positive integer, got 0"),
-        ({"batch_size": -1}, "batch_size: expected a positive integer, got -1"),
+        ({"iterations": 0}, "iterations: expected 1 to 1,000,000,000, got 0"),
+        ({"batch_size": -1}, "batch_size: expected 1 to 1,000,000,000, got -1"),
         ({"accumulate": 3}, "batch_size: expected a multiple of 3 (processes × parts), got 32"),
         ({"batch_size": 7, "mixup": 1.0}, "batch_size: mixup and cutmix need an even number"),
-        ({"keep_every": -1}, "keep_every: expected 0 or more, got -1"),
-        ({"image_size": 0}, "image_size: expected 1 to 8192 pixels, got 0"),
-        ({"threads": 0}, "threads: expected a positive integer, got 0"),
-        ({"lr": 0.0}, "lr: expected a positive number, got 0.0"),
-        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
+        ({"keep_every": -1}, "keep_every: expected 0 to 1,000,000,000, got -1"),
+        ({"image_size": 0}, "image_size: expected 1 to 8,192, got 0"),
+        ({"threads": 0}, "threads: expected 1 to 1,024, got 0"),
+        ({"lr": 0.0}, "lr: expected more than 0 and at most 10,000, got 0.0"),
+        ({"lr": float("nan")}, "lr: expected more than 0 and at most 10,000, got nan"),
         ({"lr": "fast"}, "lr: expected a number, got 'fast'"),
         ({"compile": 1}, "compile: expected true or false, got 1"),
-        ({"seed": -1}, "seed: expected 0 to"),
-        ({"momentum": 1.0}, "momentum: expected 0 or more and less than 1, got 1.0"),
-        ({"ema": 1.0}, "ema: expected 0 or more and less than 1, got 1.0"),
-        ({"label_smoothing": 1.0}, "label_smoothing: expected 0 or more and less than 1"),
-        ({"weight_decay": -1.0}, "weight_decay: expected 0 or more, got -1.0"),
+        ({"seed": -1}, "seed: expected 0 to 4,294,967,295, got -1"),
+        ({"momentum": 1.0}, "momentum: expected at least 0 and less than 1, got 1.0"),
+        ({"ema": 1.0}, "ema: expected at least 0 and less than 1, got 1.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected at least 0 and less than 1"),
+        ({"weight_decay": -1.0}, "weight_decay: expected 0 to 10,000, got -1.0"),
         ({"warmup": 101.0}, "warmup: expected 0 to epochs (100), got 101.0"),
         ({"iterations": 9, "mix_until": 10}, "mix_until: expected 0 to iterations (9), got 10"),
         ({"schedule": "steps"}, "schedule: expected one of cosine, linear, multistep"),
@@ -44,9 +48,31 @@ from tests.tiny import TINY_OPTIONS, tiny_settings
         ({"schedule": "multistep", "milestones": [3, 2]}, "milestones: expected rising times"),
         ({"schedule": "multistep", "milestones": [100]}, "milestones: expected rising times"),
         ({"milestones": "30"}, "milestones: expected a list of numbers, got '30'"),
-        ({"scale": [0.5]}, "scale: expected [least, greatest] above 0, got [0.5]"),
-        ({"scale": [0.5, 1.5]}, "scale: expected shares of at most 1, got [0.5, 1.5]"),
-        ({"ratio": [1.5, 0.5]}, "ratio: expected [least, greatest] above 0, got [1.5, 0.5]"),
+        ({"scale": [0.5]}, "scale: expected [least, greatest], got [0.5]"),
+        (
+            {"scale": [0.5, 1.5]},
+            "scale: expected numbers of more than 0 and at most 1, got [0.5, 1.5]",
+        ),
+        ({"ratio": [1.5, 0.5]}, "ratio: expected [least, greatest], got [1.5, 0.5]"),
+        ({"threads": 3000}, "threads: expected 1 to 1,024, got 3000"),
+        ({"workers": 100_000}, "workers: expected 0 to 256, got 100000"),
+        ({"image_size": 100_000}, "image_size: expected 1 to 4,096, got 100000"),
+        ({"lr": 1e308}, "lr: expected more than 0 and at most 10,000, got 1e+308"),
+        ({"lr": 10**400}, "lr: expected more than 0 and at most 10,000, got 1000"),
+        ({"lr": 10**5000}, "lr: expected more than 0 and at most 10,000, got one of type int"),
+        ({"weight_decay": 1e300}, "weight_decay: expected 0 to 10,000, got 1e+300"),
+        ({"mixup": 1e300}, "mixup: expected 0 to 1,000, got 1e+300"),
+        ({"ratio": [1e-300, 1]}, "ratio: expected numbers of 0.01 to 100, got [1e-300, 1]"),
+        ({"milestones": [0.5] * 10**5}, "…"),
+        ({"output": 3.5}, "output: expected a path, got 3.5"),
+        ({"output": Path("a" * 300)}, "expected a folder: File name too long"),
+        ({"data": "folder:a\0b"}, r"data: expected text without a NUL, got 'folder:a\x00b'"),
+        ({"model": "m" * 10**6}, "model: expected at most 4096 characters, got 1000000: 'mmm"),
+        ({"model_options": ENDLESS}, "model_options: expected what JSON can hold"),
+        (
+            {"model_options": {**TINY_OPTIONS, "stem_width": 10**12}, "image_size": 16},
+            "model attention56_cifar_pool at image size 16: expected one that fits this machine's",
+        ),
         ({"optimizer": "sdg"}, "optimizer: expected one of timm.optim.list_optimizers()"),
         ({"optimizer": "sdg"}, "did you mean 'sgd'"),
         ({"sync_bn": True}, "sync_bn: expected GPUs"),
@@ -79,10 +105,10 @@ from tests.tiny import TINY_OPTIONS, tiny_settings
     ],
 )
 def test_bad_settings_are_named_before_anything_is_written(
-    tmp_path: Path, changes: dict[str, object], expected: str
+    tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        train(tiny_settings(tmp_path / "run", **changes))
+        train(tiny_settings(**{"output": tmp_path / "run", **changes}))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -178,6 +204,31 @@ def test_overrides_are_written_as_in_a_recipe_or_in_python() -> None:
 def test_overrides_that_are_none_are_refused(line: str) -> None:
     with pytest.raises(UserError, match="set: expected KEY=VALUE"):
         parse_overrides([line])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("[" * 100_000, "[" * 300 + "]" * 300, "[1," * 2000, "{" * 3000, "-" * 50_000 + "1"),
+        *(
+            "9" * 5000,
+            "0x" + "f" * 5000,
+            "1e308",
+            "1e400",
+            "nan",
+            "[1, 2]",
+            "1979-05-27",
+            "{a = 1}",
+        ),
+    ],
+)
+def test_no_value_is_more_than_a_line(value: str) -> None:
+    for name in ("lr", "threads", "milestones"):
+        with pytest.raises(UserError) as caught:
+            make_settings(combine("digits", parse_overrides([f"{name}={value}"])))
+        assert str(caught.value).startswith(f"{name}: expected ")
+        assert len(str(caught.value)) < 200
+        assert "\n" not in str(caught.value)
 
 
 def test_changes_win_over_the_recipe_key_by_key() -> None:

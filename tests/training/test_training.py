@@ -114,46 +114,6 @@ def test_default_folder_is_named_after_model_and_data() -> None:
     assert settings.folder == Path("runs/attention56_cifar_pool-my_pets")
 
 
-def test_an_existing_folder_is_refused_untouched(tmp_path: Path) -> None:
-    (tmp_path / "kept").write_text("mine")
-    for overwrite, reason in ((False, "it exists"), (True, "run.json")):
-        with pytest.raises(UserError, match=reason) as caught:
-            train(tiny_settings(tmp_path, overwrite=overwrite))
-        assert str(tmp_path) in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-
-
-@pytest.mark.usefixtures("few_digits")
-def test_overwrite_replaces_a_trainings_folder_only_if_nothing_else_is_in_it(
-    tmp_path: Path,
-) -> None:
-    folder = tmp_path / "run"
-    train(tiny_settings(folder, epochs=1))
-    before = (folder / "run.json").read_bytes()
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"notes\.txt"):
-        train(tiny_settings(folder, epochs=2, overwrite=True))
-    assert (folder / "run.json").read_bytes() == before
-    (folder / "notes.txt").unlink()
-    result = train(tiny_settings(folder, epochs=2, overwrite=True))
-    assert len(result.rows) == 2
-    assert {path.name for path in folder.iterdir()} < runs.RUN_FILES
-
-
-def test_the_folder_of_work_may_be_the_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = tiny_settings(Path())
-    runs.start_folder(tmp_path / "run", settings.to_json())
-    monkeypatch.chdir(tmp_path / "run")
-    Path("last.ckpt").write_text("old")
-    Path(runs.LOG_FOLDER).mkdir()
-    runs.check_folder(Path(), overwrite=True)
-    runs.start_folder(Path(), {"seed": 3})
-    assert [entry.name for entry in Path.cwd().iterdir()] == ["run.json"]
-    assert read_json(Path("run.json"), format="ran-run", version=1)["settings"] == {"seed": 3}
-
-
 @pytest.mark.parametrize("augmentation", ["auto", "scale-flip"])
 def test_training_on_a_folder_of_images(tmp_path: Path, augmentation: str) -> None:
     data = make_folder(tmp_path / "pets")

@@ -1,7 +1,8 @@
 """A training in a process of its own, which kills itself where the first argument says.
 
 ``step:N``: after step N, before anything is saved; ``save:N``: half-way through the Nth write of a
-checkpoint; ``never``. The second argument is a file of settings as JSON. With a third, a folder,
+checkpoint; ``never``. ``stop1:N`` and ``kill1:N``: after step N process 1 of several stops or kills
+itself. The second argument is a file of settings as JSON. With a third, a folder,
 every process of the training writes the weights it ends with there.
 """
 
@@ -17,6 +18,7 @@ import lightning as L
 import torch
 
 import ran
+from ran.errors import UserError
 
 
 def kill() -> None:
@@ -30,6 +32,15 @@ class KillAfterStep(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             kill()
+
+
+class LoseSecond(L.Callback):
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == 1:
+            os.kill(os.getpid(), self.number)
 
 
 class SaveWeights(L.Callback):
@@ -62,8 +73,15 @@ if __name__ == "__main__":
     callbacks: list[L.Callback] = []
     if where == "step":
         callbacks.append(KillAfterStep(int(number)))
+    if where in ("stop1", "kill1"):
+        signals = {"stop1": signal.SIGSTOP, "kill1": signal.SIGKILL}
+        callbacks.append(LoseSecond(int(number), signals[where]))
     if where == "save":
         kill_in_save(int(number))
     if len(sys.argv) > 3:
         callbacks.append(SaveWeights(Path(sys.argv[3])))
-    ran.train(callbacks=callbacks, **json.loads(Path(sys.argv[2]).read_text()))
+    try:
+        ran.train(callbacks=callbacks, **json.loads(Path(sys.argv[2]).read_text()))
+    except UserError as error:  # as the command line does
+        print(f"ran: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from ...errors import UserError
+from ..ranges import shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -99,22 +100,24 @@ def parse_overrides(options: Iterable[str]) -> dict[str, Any]:
         key, equals, text = (part.strip() for part in option.partition("="))
         *tables, last = key.split(".")
         if not equals or not text or not all(name.isidentifier() for name in [*tables, last]):
-            raise UserError(f"set: expected KEY=VALUE, got {option!r}")
+            raise UserError(f"set: expected KEY=VALUE, got {shown(option)}")
         target = settings
         for table in tables:
             target = target.setdefault(table, {})
             if not isinstance(target, dict):
                 raise UserError(f"set: expected a table in {key}, {table} is none")
-        target[last] = _value(text)
+        target[last] = _value(key, text)
     return settings
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (RecursionError, ValueError):  # the second also of integers of thousands of digits
         pass
     try:
         return ast.literal_eval(text)
+    except (RecursionError, MemoryError):
+        raise UserError(f"{key}: expected a value that ends, got {shown(text)}") from None
     except (SyntaxError, ValueError):
         return text
