@@ -118,7 +118,7 @@ class CBAM(nn.Module):
             x, shortcut = promote(x, shortcut)
         backend = backends.choose("cbam_gate", x)
         statistics = self._node_statistics(x)
-        if backend == "reference" or torch.compiler.is_exporting() or statistics is None:
+        if backend == "reference" or backends.exporting() or statistics is None:
             return self._composed(x, shortcut, relu)
         fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
         if norm.training and norm.num_batches_tracked is not None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     # Read when a kernel's module is imported, so it must be set before any test runs.
     os.environ["TRITON_INTERPRET"] = "1"
-
+# Some versions of PyTorch refuse matrix products in deterministic mode without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 #: Markers of tests that are skipped unless asked for, and what keeps them out of every run.
 ON_REQUEST = {"large": "needs tens of gigabytes", "deep": "traces deep networks for minutes"}
@@ -42,6 +43,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _float32_is_float32() -> None:
+    """No TF32 on GPUs, whose products are exact to three digits; by the names torch 2.11 knows."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")

@@ -230,6 +230,26 @@ def test_compile_fullgraph(place: Place, layout: str, training: bool) -> None:
 
 
 @kernels
+def test_the_node_is_compiled_and_only_its_operators_are_exported(place: Place) -> None:
+    # Dynamo of torch 2.11 took torch.compile for an export, and left the node out.
+    torch._dynamo.reset()
+    ours, _ = modules(place.device, training=False)
+    x = features(SHAPE, device=place.device)
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        targets.extend(str(node.target) for node in graph.graph.nodes if node.op != "placeholder")
+        return graph
+
+    place.run(torch.compile(ours, fullgraph=True, backend=backend), x)
+    assert any("_apply" in target for target in targets), targets
+    for strict in (False, True):
+        program = place.run(torch.export.export, ours, (x,), strict=strict)
+        names = {str(node.target) for node in program.graph.nodes}
+        assert any(name.startswith("ran.cbam_gate") for name in names), names
+
+
+@kernels
 def test_export(place: Place) -> None:
     ours, theirs = modules(place.device, training=False)
     x = features(SHAPE, device=place.device)

@@ -260,7 +260,6 @@ def test_bad_arguments_are_named(
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("fuse_gate", [False, True], ids=["two steps", "fused gate"])
 def test_on_a_gpu(name: str, graph: bool, fuse_gate: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = shaped(NETWORKS[name]()).cuda()
     deployed = ran.deploy(model, graph=graph, fuse_gate=fuse_gate)
     for batch, size in ((2, 40), (1, 52), (2, 40)):
