@@ -1,6 +1,5 @@
 """The operators as modules."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -44,8 +44,8 @@ def plot_masks(
     Args:
         checkpoint: as for ``ran.weights.network_card.load_network``. Several of one training, in
             order, make an animated GIF: the channels are those that tell most in the last one, and
-            the colours mean the same in all frames. For a GIF, the folder of a training stands for all
-            checkpoints that it kept of single epochs, if there are any.
+            the colours mean the same in all frames. For a GIF, the folder of a training stands for
+            all checkpoints that it kept of single epochs, if there are any.
         images: path of an image file, or several.
         output: picture to write; its suffix says the format, such as .png, .pdf or .svg, and .gif
             for several checkpoints.

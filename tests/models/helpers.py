@@ -96,6 +96,5 @@ def _pooling_is_guarded() -> bool:
     try:
         pool.module()(torch.randn(1, 1, 41, 32))
     except AssertionError as error:
-        assert GUARD in str(error)
-        return True
+        return GUARD in str(error)
     return False
