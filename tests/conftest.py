@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 # Some versions of PyTorch refuse matrix products in deterministic mode without it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if sys.platform == "linux":
+    # A machine without a network still has itself.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 #: Markers of tests that are skipped unless asked for, and what keeps them out of every run.
 ON_REQUEST = {"large": "needs tens of gigabytes", "deep": "traces deep networks for minutes"}

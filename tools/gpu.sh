@@ -115,14 +115,27 @@ step() {
   return "$code"
 }
 
-# A machine without a network still has itself.
-export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
+# Installs into $python. Before version 77, setuptools knew another form of the licence's field.
+build() {
+  export PIP_BREAK_SYSTEM_PACKAGES=1
+  local old code
+  old=$("$python" -c 'import setuptools; print(int(setuptools.__version__.split(".")[0]) < 77)')
+  if [ "$old" = True ]; then
+    cp -p pyproject.toml "$out/pyproject.toml"
+    sed -i -e 's/^license = \(".*"\)/license = {text = \1}/' -e '/^license-files/d' pyproject.toml
+  fi
+  step build 300 "$python" -m pip install --no-index --disable-pip-version-check --no-deps \
+    --no-build-isolation -e .
+  code=$?
+  [ "$old" = True ] && mv "$out/pyproject.toml" pyproject.toml
+  return "$code"
+}
+
 SECONDS=0
 for name in "$@"; do
   case $name in
     build)
-      export PIP_BREAK_SYSTEM_PACKAGES=1
-      step build 300 "$python" -m pip install --no-deps --no-build-isolation -e . || exit 1
+      build || exit 1
       step report 60 "$python" -m ran_kernels || exit 1
       ;;
     test)

@@ -49,8 +49,8 @@ copy_tree() {
   # All but what was built there.
   find "$tree" -mindepth 1 -maxdepth 1 ! -name build ! -name ran_kernels -exec rm -rf {} +
   find "$tree/ran_kernels" -name '*.py' -delete 2>/dev/null
-  git ls-files -z --cached --others --exclude-standard | xargs -0 -I{} sh -c '[ -e "{}" ] && printf "%s\0" "{}"' \
-    | tar --null --files-from=- -cf - | tar -xf - -C "$tree"
+  git ls-files -z --cached --others --exclude-standard \
+    | tar --null --files-from=- --ignore-failed-read -cf - 2>/dev/null | tar -xf - -C "$tree"
 }
 
 for part in "${parts[@]}"; do

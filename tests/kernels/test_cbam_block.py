@@ -99,9 +99,11 @@ def test_16_bit_is_as_exact_as_pytorch(place: Place, dtype: torch.dtype) -> None
     exact = results(copy.deepcopy(theirs).double(), x.double(), x.double(), True)
     want = results(theirs, x, x, True)
     got = place.run(results, ours, x, x, True)
-    for a, b, c in zip(got, want, exact, strict=True):
-        limit = max(3 * relative_error(b, c), torch.finfo(dtype).eps)
-        assert relative_error(a, c) <= limit
+    theirs_off = [relative_error(b, c) for b, c in zip(want, exact, strict=True)]
+    for a, c, off in zip(got, exact, theirs_off, strict=True):
+        # A single number, of which PyTorch may happen to be right about, is a sum over the rest.
+        allowed = off if c.numel() > 1 else max(theirs_off)
+        assert relative_error(a, c) <= max(3 * allowed, torch.finfo(dtype).eps)
 
 
 @everywhere
