@@ -6,6 +6,7 @@ tests take long claims fewer; those of one function stay together, as they need 
 """
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ ENDED = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    heed_ctrl_c()
     parser.addoption("--share", type=Path, metavar="FOLDER", help="run what no other has claimed")
 
 
@@ -67,8 +69,14 @@ def first(path: Path) -> bool:
     return True
 
 
+def heed_ctrl_c() -> None:
+    """Has SIGINT raise KeyboardInterrupt, which a shell's background jobs are born deaf to."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(processes: int, options: Sequence[str]) -> int:
     """Runs the suite in so many processes; prints what failed and the counts; an exit code."""
+    heed_ctrl_c()
     with tempfile.TemporaryDirectory() as folder:
         claims = Path(folder, "claims")
         claims.mkdir()

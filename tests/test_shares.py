@@ -1,5 +1,10 @@
 """One suite in several pytest processes."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -43,3 +48,36 @@ def test_every_test_runs_once_in_some_process(
     out = capfd.readouterr().out
     assert "2 processes: 2 failed, 120 passed" in out or "2 processes: 120 passed, 2 failed" in out
     assert out.count("assert 'what came' == 'what was expected'") >= 2
+
+
+def test_what_has_failed_before_a_cut_is_told(tmp_path: Path) -> None:
+    suite = "import time\ndef test_a():\n    assert False, 'told'\n"
+    suite += "def test_b():\n    open('begun', 'w').close()\n    time.sleep(600)\n"
+    (tmp_path / "test_slow.py").write_text(suite)
+    options = ["1", "test_slow.py", "-c", "/dev/null", "--rootdir", ".", "-p", "no:cacheprovider"]
+    running = subprocess.Popen(
+        # As a job in a shell's background, to which Ctrl-C means nothing.
+        [
+            "sh",
+            "-c",
+            'trap "" INT; exec "$@"',
+            "sh",
+            sys.executable,
+            "-m",
+            "tests.shares",
+            *options,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)
+    out, _ = running.communicate(timeout=30)
+    assert running.returncode == 2
+    assert "AssertionError: told" in out
+    assert "1 processes: 1 failed" in out
