@@ -4,13 +4,15 @@
 and every Triton kernel that the interpreter launches, as the GPU's twin of that test would.
 ``python -m tests.rehearsal compile FOLDER`` compiles for sm_90 what Triton would compile there, a
 kernel for each dtype, divisibility and constant, and goes on where it was cut.
-``python -m tests.rehearsal estimate FOLDER PROCESSES SECONDS`` says whether the tests fit.
+``python -m tests.rehearsal estimate RECORDS``, of what ``tools/gpu_rehearse.sh`` has measured, says
+what ``tools/gpu.sh`` will take on a machine of 16 cores, and whether that fits.
 
 The tests of shapes that are too large for the interpreter (``cbam_cases.fits``) are missing.
 """
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +37,15 @@ DTYPES = {
 OPTIONS = {"num_warps": 4, "num_stages": 3, "num_ctas": 1}
 #: Processor seconds that a process takes before its first test, and from CUDA's start.
 START = 20.0
+#: Of the machine with a GPU, and of the suite there.
+CORES, PROCESSES = 16, 8
+#: Seconds that tools/gpu.sh gives a call, and the steps that it gives less.
+CALL, LIMITS = 570.0, {"build": 300.0, "test": 400.0, "ceilings": 60.0}
+#: The steps of its first two calls.
+CALLS = {1: ("build", "test", "ceilings", "kernels"), 2: ("build", "ceilings", "networks")}
+#: The options of the first call's kernels, and the networks of the second; the one that is tried.
+FIRST_TABLE = ["--dtype=bfloat16", "--layout=channels_last", "--first-stage", "--batch=256"]
+MEASURED, TRIED = ("cbam_resnet50", "attention92"), "cbam_resnet18"
 
 
 class Recorder:
@@ -151,8 +162,8 @@ def compile_all(folder: Path) -> None:
     path.write_text(json.dumps({key: done[key] for key in wanted}))
 
 
-def estimate(folder: Path, processes: int, limit: float) -> bool:
-    """Prints what the GPU tests will take in so many processes; whether that is under the limit.
+def tests(folder: Path) -> float:
+    """Seconds of the GPU tests.
 
     Each takes what its twin on the CPU does; those of Triton, whose twins were interpreted, what
     the native ones take, and besides what compiling its kernels does.
@@ -169,18 +180,79 @@ def estimate(folder: Path, processes: int, limit: float) -> bool:
     each = sum(native) / max(1, len(native))
     compiling = sum(compiled.values())
     total = sum(native) + each * len(triton) + compiling
-    took = START + total / processes
-    fits = took <= limit
     print(
         f"{len(compiled)} variants of {len(by_kernel)} kernels: {compiling:.0f} s to compile; "
         f"twins on a GPU: of {len(native)} native tests, {each:.2f} s each, and {len(triton)} of "
         "Triton"
     )
-    print(
-        f"in {processes} processes: {took:.0f} s of {limit:.0f}: "
-        + ("fits" if fits else "does not fit")
-    )
-    return fits
+    return START + total / PROCESSES
+
+
+def build(records: Path) -> float:
+    """Seconds of the build on all cores: its share of them, and as long again for the longest."""
+    return 2 * _recorded_seconds(records / "build.seconds") / CORES
+
+
+def kernels(records: Path, options: list[str]) -> float:
+    """Seconds of the kernels' benchmarks with these options, each of which compiles a reference."""
+    path = max((records / "out-kernels").glob("kernels-*.json"))
+    measured = len(json.loads(path.read_text())["results"])
+    each = (_recorded_seconds(records / "step-kernels.seconds") - START) / measured
+    command = [sys.executable, "-m", "pytest", "bench/kernels", "--collect-only", "-q", *options]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    wanted = sum("::" in line for line in listed.splitlines())
+    print(f"{wanted} benchmarks of {each:.1f} s")
+    return START + wanted * each
+
+
+def networks(records: Path) -> float:
+    """Seconds of the networks' benchmarks: they compile each twice, a training and an inference."""
+    import torch
+
+    import ran
+
+    path = max((records / "out-networks").glob("network-speed-*.json"))
+    (entry,) = json.loads(path.read_text())["results"]
+    with torch.device("meta"):
+        sizes = {name: len(list(ran.create_model(name).modules())) for name in (TRIED, *MEASURED)}
+    # By the number of modules; a training has a backward, which takes more than the forward.
+    each = entry["compile_seconds"]["ours compiled"] / sizes[TRIED]
+    return START + sum(2 * 1.5 * each * sizes[name] for name in MEASURED)
+
+
+def _recorded_seconds(path: Path) -> float:
+    return sum(map(float, path.read_text().split()))
+
+
+def estimate(records: Path) -> bool:
+    """Prints what the parts of the first two calls will take; whether all of it fits."""
+    measured = {
+        "build": lambda: build(records),
+        "test": lambda: tests(records / "tests"),
+        "ceilings": lambda: START,
+        "kernels": lambda: kernels(records, FIRST_TABLE),
+        "networks": lambda: networks(records),
+    }
+    found: dict[str, float] = {}
+    for name, measure in measured.items():
+        try:
+            found[name] = measure()
+        except (FileNotFoundError, ValueError):
+            print(f"{name}: not rehearsed yet")
+            continue
+        limit = LIMITS.get(name, CALL)
+        verdict = "fits" if found[name] <= limit else "does not fit, and is cut"
+        print(f"{name}: {found[name]:.0f} s of {limit:.0f}: {verdict}")
+    whole = True
+    for number, names in CALLS.items():
+        if not found.keys() >= set(names):
+            continue
+        seconds = sum(found[name] for name in names)
+        fits = seconds <= CALL
+        whole = whole and fits
+        print(f"call {number} ({', '.join(names)}): {seconds:.0f} s of {CALL:.0f}: ", end="")
+        print("fits" if fits else "does not fit; the last step keeps what it has when it is cut")
+    return whole
 
 
 def main(arguments: list[str]) -> int:
@@ -189,7 +261,7 @@ def main(arguments: list[str]) -> int:
     if what == "compile":
         compile_all(folder)
         return 0
-    return 0 if estimate(folder, int(arguments[2]), float(arguments[3])) else 1
+    return 0 if estimate(folder) else 1
 
 
 if __name__ == "__main__":
