@@ -100,7 +100,8 @@ mkdir -p "$out"
 step() {
   local name=$1 seconds=$2 left=$((limit - SECONDS - 5)) start=$SECONDS
   shift 2
-  [ "$left" -lt "$seconds" ] && seconds=$left
+  # A rehearsal is not held to what a GPU's machine takes.
+  { [ -z "$capability" ] || [ "$left" -lt "$seconds" ]; } && seconds=$left
   echo "== $name: at most $seconds s" | tee -a "$out/gpu.log"
   if [ "$seconds" -lt 20 ]; then
     echo "== $name: no time left" | tee -a "$out/gpu.log"
@@ -194,8 +195,10 @@ for name in "$@"; do
   esac
 done
 
-shopt -s nullglob
-drawn=("$out"/{kernels,network-speed,training}-"$stamp".json)
+drawn=()
+for name in kernels network-speed training; do
+  [ -f "$out/$name-$stamp.json" ] && drawn+=("$out/$name-$stamp.json")
+done
 [ ${#drawn[@]} = 0 ] || "$python" -m bench.plots "${drawn[@]}" || failed+=(pictures)
 [ ${#failed[@]} = 0 ] && echo "all steps passed in $SECONDS s" && exit 0
 echo "failed: ${failed[*]} ($SECONDS s)"
