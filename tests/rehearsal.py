@@ -35,6 +35,8 @@ DTYPES = {
 }
 #: The options of a launch that a kernel is compiled anew for, and their defaults.
 OPTIONS = {"num_warps": 4, "num_stages": 3, "num_ctas": 1}
+#: Seconds between two writes of what is noted, or compiled.
+EVERY = 10.0
 #: Processor seconds that a process takes before its first test, and from CUDA's start.
 START = 20.0
 #: Of the machine with a GPU, and of the suite there.
@@ -55,6 +57,7 @@ class Recorder:
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self.launches: set[str] = set()
+        self._written = time.monotonic()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -63,8 +66,15 @@ class Recorder:
             return (yield)
         finally:
             self.seconds[item.nodeid] = _processor_seconds() - begin
+            if time.monotonic() - self._written > EVERY:
+                self.write()
 
     def pytest_sessionfinish(self) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """Writes what is noted so far: a run may be cut."""
+        self._written = time.monotonic()
         content = {"seconds": self.seconds, "launches": sorted(self.launches)}
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{os.getpid()}.json").write_text(json.dumps(content))
@@ -155,7 +165,7 @@ def compile_all(folder: Path) -> None:
             source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
             triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
             done[key] = _processor_seconds() - begin
-            if time.monotonic() - saved > 5 or number == len(wanted):
+            if time.monotonic() - saved > EVERY or number == len(wanted):
                 path.write_text(json.dumps(done))
                 saved = time.monotonic()
                 print(f"{number} of {len(wanted)} compiled", file=sys.stderr)

@@ -31,7 +31,7 @@ def test_what_the_interpreter_launches_is_compiled_for_a_gpu(
             ran_kernels.attention_gate(logits, x)
         ran_kernels.attention_gate(x.half(), x.half())
     recorder.seconds = {"test_a[native-cpu]": 1.0, "test_a[triton-cpu]": 60.0}
-    recorder.pytest_sessionfinish()
+    recorder.write()
     _, launches = rehearsal.recorded(tmp_path)
     names, arguments = zip(*map(json.loads, launches), strict=True)
     assert names == ("attention_gate.attention_gate_kernel",) * 2
