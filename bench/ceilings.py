@@ -17,7 +17,7 @@ from bench.compare import Stopwatch, Turns, default_device, keep_freed_memory
 from bench.results_file import report
 
 #: Of a side of the square matrices, and of the copied tensor, by device.
-SIDE = {"cuda": 8192, "cpu": 1024}
+SIDE = {"cuda": 8192, "cpu": 256}
 BYTES = {"cuda": 2**31, "cpu": 2**27}
 
 
