@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test emulate faults lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize setup clean test-install
+.PHONY: demo test emulate faults lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize gpu-rehearse \
+	setup clean test-install
 
 demo: setup
 	$(BIN)/ran train digits --output runs/demo --overwrite
@@ -31,19 +32,27 @@ lint: setup
 # On the machine at hand; RESULT names the file, ARGS narrows (--op CBAM --batch 8 --first-stage).
 RESULT ?= bench/results/kernels-$(shell date +%F).json
 bench: setup
-	$(BIN)/python -m pytest bench/kernels --benchmark-json=$(RESULT) $(ARGS)
+	$(BIN)/python -m pytest bench/kernels --result=$(RESULT) $(ARGS)
 
-# On a machine with a GPU, into the python at hand: build, GPU tests, benchmarks (see tools/gpu.sh).
+# On a machine with a GPU, into the python at hand, in calls of ten minutes (see tools/gpu.sh):
+# `make gpu` prints them and makes the first, `make gpu CALL=2` the second.
+CALL ?= 1
 gpu:
 	tools/gpu.sh
+	tools/gpu.sh call $(CALL)
 gpu-test:
-	tools/gpu.sh build test
+	tools/gpu.sh build test ceilings
 gpu-bench:
-	tools/gpu.sh build kernels networks
+	tools/gpu.sh build ceilings kernels networks
 gpu-deploy:
-	tools/gpu.sh build deploy
+	tools/gpu.sh call 5
 gpu-sanitize:
-	tools/gpu.sh build sanitize
+	tools/gpu.sh call 6
+
+# All of it without a GPU, against the oldest torch: what will it take there? PARTS narrows
+# (environment build suite steps triton); REHEARSAL is the environment, made where there is none.
+gpu-rehearse:
+	tools/gpu_rehearse.sh $(PARTS)
 
 # The tables in README.md and bench/results/README.md, from the files in bench/results.
 tables: setup

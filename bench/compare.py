@@ -18,6 +18,9 @@ Run = Callable[[], Any]
 #: Bytes of other tensors between two uses of one: more than the last cache that a core reaches.
 ROTATED_BYTES = 2**27
 
+#: Of a result's norm: what rounding may make of it where PyTorch's own is less.
+LEAST = {torch.float64: 1e-10, torch.float32: 1e-4}
+
 
 def default_device() -> str:
     """The GPU where there is one."""
@@ -134,16 +137,43 @@ def peak_memory(run: Run, device: str) -> int:
 
 def require_close(name: str, got: Any, want: Any, dtype: torch.dtype) -> None:
     """Raises ValueError where results disagree: what is wrong has no speed."""
-    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 3e-2)
-    pairs = zip(_tensors(got), _tensors(want), strict=True)
-    for index, (a, b) in enumerate(pairs):
-        scale = b.double().norm().item() or 1.0
-        error = (a.double() - b.double()).norm().item() / scale
+    tolerance = LEAST.get(dtype, 3e-2)
+    for index, (a, b) in enumerate(zip(_tensors(got), _tensors(want), strict=True)):
+        error = relative_error(a, b)
         if not error <= tolerance:
             raise ValueError(f"{name}: result {index} is off by {error:.2g} of its norm")
+
+
+def require_as_exact(name: str, got: Any, own: Any, exact: Any) -> None:
+    """Raises ValueError where results are wrong: what is wrong has no speed.
+
+    In low precision PyTorch itself may be far off: where rounding moves a maximum, a gradient goes
+    to another element.
+
+    Args:
+        name: of the way that the results were computed in.
+        got: the results.
+        own: the same as eager PyTorch computes them in the same dtype. `got` may be off three times
+            as far, or as far as rounding takes it.
+        exact: the same in float64.
+    """
+    results = zip(_tensors(got), _tensors(own), _tensors(exact), strict=True)
+    for index, (a, b, c) in enumerate(results):
+        least = LEAST.get(a.dtype, torch.finfo(a.dtype).eps)
+        error, allowed = relative_error(a, c), max(least, 3 * relative_error(b, c))
+        if not error <= allowed:
+            raise ValueError(
+                f"{name}: expected result {index} within {allowed:.2g} of its norm, got {error:.2g}"
+            )
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over that of `exact`, or over 1 where that is 0."""
+    scale = exact.double().norm().item() or 1.0
+    return (got.double() - exact.double()).norm().item() / scale
 
 
 def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
-    return [t for part in result for t in _tensors(part)]
+    return [t for part in result if part is not None for t in _tensors(part)]

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+#: The commit where there is no git, or no repository.
+UNKNOWN = "unknown"
+
 
 def describe() -> dict[str, Any]:
     """Date, commit, machine, chip and versions, for the head of a result file."""
@@ -40,14 +43,17 @@ def _commit() -> str:
     commit = _git("rev-parse", "--short=12", "HEAD")
     # Result files are no sources: a benchmark that has written one is still of the same commit.
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-    return (commit or "unknown") + ("-dirty" if changed else "")
+    return (commit or UNKNOWN) + ("-dirty" if changed else "")
 
 
 def _git(*arguments: str) -> str:
     folder = Path(__file__).parents[1]
-    run = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+    try:
+        run = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # no git
+        return ""
     return run.stdout.strip()
 
 

@@ -1,13 +1,17 @@
 """Pictures of the measurements in bench/results, drawn by ``make tables``.
 
+``python -m bench.plots FILE.json ...`` draws those of some files, beside them.
+
 For a file NAME.json of kernels: NAME-ratios.png, ours against eager PyTorch and torch.compile, and
 NAME-traffic.png, every operator's time over the bytes it must move, beside a copy's. For one of
 networks' speed: NAME-bars.png, every variant against plain PyTorch; of their scale:
 NAME-scaling.png; of a training: NAME-curves.png.
 """
 
+import json
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +89,22 @@ def traffic(content: dict[str, Any]) -> Figure:
 def bars(content: dict[str, Any]) -> Figure:
     """Time of every variant over plain PyTorch's, for each network, direction and dtype."""
     results = content["results"]
-    variants = [name for name in results[0]["samples"] if name != "plain"]
+    names = dict.fromkeys(name for result in results for name in result["samples"])
+    variants = [name for name in names if name != "plain"]
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.9 * len(results)))
     height = 0.8 / len(variants)
     for number, variant in enumerate(variants):
-        shares = [_median(result, variant) / _median(result, "plain") for result in results]
-        places = [index + number * height for index in range(len(results))]
+        # One that was cut lacks some.
+        there = [index for index, result in enumerate(results) if variant in result["samples"]]
+        shares = [_median(results[at], variant) / _median(results[at], "plain") for at in there]
+        places = [index + number * height for index in there]
         drawn = axis.barh(places, shares, height, label=variant, color=COLORS[variant])
         axis.bar_label(drawn, fmt="{:.2f}", padding=2, fontsize=7)
-    names = [
+    ticks = [
         f"{result['network']}\n{result['direction']}, {result['dtype']}, {result['batch']} images"
         for result in results
     ]
-    axis.set_yticks([i + (0.8 - height) / 2 for i in range(len(results))], names, fontsize=8)
+    axis.set_yticks([i + (0.8 - height) / 2 for i in range(len(results))], ticks, fontsize=8)
     axis.axvline(1, color="black", linewidth=1)
     axis.invert_yaxis()
     axis.set_xlabel("time ÷ plain eager PyTorch's in channels_last (less is better)")
@@ -170,6 +177,14 @@ def draw(content: dict[str, Any], name: str, folder: Path) -> list[Path]:
     return written
 
 
+def main(paths: Sequence[str]) -> None:
+    """Draws the pictures of the result files ``paths``, beside them."""
+    for path in map(Path, paths):
+        content = json.loads(path.read_text("utf-8"))
+        if content["kind"] in PICTURES and content["results"]:
+            draw(content, path.stem, path.parent)
+
+
 def _logarithmic(axis: Axes) -> None:
     """Both axes logarithmic, with plain numbers."""
     axis.set_xscale("log")
@@ -190,3 +205,7 @@ def _median(result: dict[str, Any], variant: str) -> float:
 
 def _title(machine: dict[str, Any]) -> str:
     return f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -3,11 +3,11 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe
+from bench.machine import UNKNOWN, describe
 from ran.files import replacing
 
 #: A list or an object without another in it.
@@ -31,15 +31,31 @@ class Record:
         if path and path.is_file():
             self._keep(json.loads(path.read_text("utf-8")), path)
 
-    def add(self, measure: Callable[..., dict[str, Any]], **key: Any) -> None:
-        """Appends an entry of ``key`` and what ``measure(**key)`` returns, unless there is one."""
+    def add(self, measure: Callable[..., Iterator[dict[str, Any]]], **key: Any) -> None:
+        """Appends an entry of ``key`` and what ``measure(**key)`` yields, unless there is one.
+
+        What is yielded takes the place of what was before it, and is written at once; an entry that
+        was cut before its last has "unfinished" set, and is measured again.
+        """
         entries = self.content["results"]
-        if any(all(entry.get(name) == key[name] for name in key) for entry in entries):
+        found = [entry for entry in entries if all(entry.get(name) == key[name] for name in key)]
+        if any(not entry.get("unfinished") for entry in found):
             return
-        entries.append({**key, **measure(**key)})
+        for entry in found:
+            entries.remove(entry)
+        entry = {**key, "unfinished": True}
+        for measured in measure(**key):
+            if entry not in entries:
+                entries.append(entry)
+            entry.update(measured)
+            self._write()
+        del entry["unfinished"]
+        self._write()
+        print(*(f"{name} {value}" for name, value in key.items()), sep=", ", file=sys.stderr)
+
+    def _write(self) -> None:
         if self._path:
             write(self._path, self.content)
-        print(*(f"{name} {value}" for name, value in key.items()), sep=", ", file=sys.stderr)
 
     def _keep(self, found: dict[str, Any], path: Path) -> None:
         same = all(
@@ -47,8 +63,9 @@ class Record:
             for name, value in self.content["machine"].items()
             if name != "date"
         )
-        # Of a tree with changes nobody can tell whether they are the same.
-        same = same and not self.content["machine"]["commit"].endswith("-dirty")
+        # Of a tree with changes, or without git, nobody can tell whether they are the same.
+        commit = self.content["machine"]["commit"]
+        same = same and commit != UNKNOWN and not commit.endswith("-dirty")
         if same and found["kind"] == self.content["kind"]:
             self.content["results"] = found["results"]
             print(f"{path}: going on after {len(found['results'])} entries", file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import ablation, training
+from bench import ablation, ceilings, training
 from bench.kernels.figures import row
 from bench.machine import summary
 from bench.markdown import line
@@ -97,6 +97,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "network deploy profile": profiles,
     "network scale": scale,
     "network deploy": deployed,
+    "ceilings": ceilings.table,
     "ablation": ablation.table,
     "training": training.training,
 }

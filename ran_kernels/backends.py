@@ -179,3 +179,10 @@ def transformed() -> str | None:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func's transforms and forward-mode differentiation need the reference"
     return None
+
+
+# Asked by Dynamo itself, torch 2.11 answers that torch.compile is an export.
+@torch.compiler.assume_constant_result
+def exporting() -> bool:
+    """Whether torch.export, and not torch.compile, traces this call."""
+    return torch.compiler.is_exporting()

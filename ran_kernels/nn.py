@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -130,7 +129,7 @@ class CBAM(nn.Module):
             x, shortcut = promote(x, shortcut)
         backend = backends.choose("cbam_gate", x)
         statistics = self._node_statistics(x, shortcut)
-        if backend == "reference" or torch.compiler.is_exporting() or statistics is None:
+        if backend == "reference" or backends.exporting() or statistics is None:
             return self._composed(x, shortcut, relu)
         fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
         if norm.training and norm.num_batches_tracked is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     # Read when a kernel's module is imported, so it must be set before any test runs.
     os.environ["TRITON_INTERPRET"] = "1"
-
+# Some versions of PyTorch refuse matrix products in deterministic mode without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if sys.platform == "linux":
+    # A machine without a network still has itself.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 #: Markers of tests that are skipped unless asked for, and what keeps them out of every run.
 ON_REQUEST = {
@@ -48,6 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _float32_is_float32() -> None:
+    """No TF32 on GPUs, whose products are exact to three digits; by the names torch 2.11 knows."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")

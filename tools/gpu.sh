@@ -1,95 +1,205 @@
 #!/usr/bin/env bash
-# Everything that a machine with an NVIDIA GPU can tell about this library, in a quarter of an hour at
-# most: builds for the GPU it finds, runs the tests marked `gpu`, then the benchmarks of kernels and
-# networks. Results go to $OUT, or to bench/results (a rehearsal's to a temporary folder). Needs no
-# package registry: it installs into
-# $PYTHON without dependencies and without build isolation.
+# What a machine with an NVIDIA GPU can tell about this library, in calls of ten minutes at most.
 #
-# Usage: tools/gpu.sh [build] [test] [kernels] [networks] [deploy] [sanitize]
-# By default all but deploy, which tunes torch.compile for minutes a network, and sanitize, which
-# checks the CUDA kernels' memory accesses and takes long.
+# Usage: tools/gpu.sh                      prints the calls of the first hour
+#        tools/gpu.sh call N               runs the Nth of them
+#        tools/gpu.sh STEP...              build, test, ceilings, kernels, networks, train, deploy, sanitize
+#
+# Every step ends in its time and all together in LIMIT seconds (570); each writes what it has as it
+# goes: gpu.log, JSON and pictures in $OUT or bench/results, so few files that a machine which gives
+# back eight a call gives back all. Needs no package registry: it installs into $PYTHON without
+# dependencies and without build isolation. JOBS test processes (8) share the machine.
+# KERNELS and NETWORKS are options of bench/kernels and bench.networks.speed instead of these here;
+# DATA is a folder of images by class, or an archive of one, for train.
 # Where torch finds no GPU it rehearses: the same steps, on the CPU, with tiny sizes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-steps=${*:-build test kernels networks}
-stamp=$(date +%F)
-failed=()
 
-capability=$("$python" -c 'import torch
-print("%d.%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "")') || exit 1
-if [ -n "$capability" ]; then
-  out=${OUT:-bench/results}
-  export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability} RAN_CUDA=1
-  kernels=(--device cuda --batch 256 --first-stage --rounds 11)
-  # Without max-autotune, which tunes for minutes a network: `python -m bench.networks.speed` has it.
-  networks=(--device cuda --dtype bfloat16 --network attention92 --network cbam_resnet50 --rounds 11
-    --direction "training step" --direction inference
-    --variant plain --variant "plain compiled" --variant ours --variant "ours compiled")
-  deploy=(--device cuda --dtype bfloat16 --batch 1 --batch 32 --batch 256 --rounds 11)
-  sanitizer=compute-sanitizer
-  command -v "$sanitizer" >/dev/null || sanitizer=${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer
-else
-  out=${OUT:-$(mktemp -d)}  # a rehearsal's figures are no results
-  echo "torch finds no GPU: rehearsing on the CPU, results in $out"
-  kernels=(--device cpu --batch 1 --first-stage --rounds 2 --op attention_gate --op CBAM)
-  networks=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2
-    --direction "training step" --variant plain --variant ours --variant "ours compiled")
-  deploy=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2 --dtype float32
-    --variant channels_last --variant deployed)
-  sanitizer=env
-fi
-
-mkdir -p "$out"
-
-# step NAME SECONDS COMMAND...: one that fails or runs out of time does not keep the others from
-# running. It is interrupted as by Ctrl-C, so that what it has measured is still written.
-step() {
-  local name=$1 seconds=$2
-  shift 2
-  echo "== $name" && SECONDS=0
-  timeout --signal=INT --kill-after=20 "$seconds" "$@" 2>&1 | tee "$out/gpu-$name.log" | tail -n 60
-  local code=${PIPESTATUS[0]}
-  echo "== $name: exit code $code, $SECONDS s"
-  [ "$code" = 0 ] || failed+=("$name")
+calls() {
+  cat <<'CALLS'
+1  tools/gpu.sh build test ceilings kernels     is it right, and the first table
+2  tools/gpu.sh build ceilings networks         Attention-92 and CBAM-ResNet-50, inference and training
+3  KERNELS='--dtype bfloat16' tools/gpu.sh build ceilings kernels      the rest of the kernels' table
+4  DATA=... tools/gpu.sh build train            CIFAR-10 with cifar-fast: accuracy, seconds
+5  tools/gpu.sh build ceilings deploy           deployed networks
+6  tools/gpu.sh build sanitize                  memcheck and racecheck of the CUDA kernels
+CALLS
 }
 
-for name in $steps; do
+if [ "${1:-}" = call ]; then
+  case ${2:-} in
+    1) set -- build test ceilings kernels ;;
+    2) set -- build ceilings networks ;;
+    3) KERNELS=${KERNELS:---dtype bfloat16} && set -- build ceilings kernels ;;
+    4) set -- build train ;;
+    5) set -- build ceilings deploy ;;
+    6) set -- build sanitize ;;
+    *) echo "gpu.sh: expected call 1 to 6, got '${2:-}'" >&2 && calls >&2 && exit 2 ;;
+  esac
+elif [ $# = 0 ]; then
+  calls && exit 0
+fi
+for name in "$@"; do
   case $name in
-    build)
-      export PIP_BREAK_SYSTEM_PACKAGES=1
-      step build 240 "$python" -m pip install --no-deps --no-build-isolation -e .
-      ;;
-    test)
-      step test 170 "$python" -m pytest tests -m gpu -q -p no:cacheprovider --maxfail=40
-      ;;
-    kernels)
-      step kernels 150 "$python" -m pytest bench/kernels -q -p no:cacheprovider \
-        --benchmark-json="$out/kernels-$stamp.json" "${kernels[@]}"
-      ;;
-    networks)
-      step networks 180 "$python" -m bench.networks.speed "${networks[@]}" \
-        --result "$out/networks-$stamp.json"
-      ;;
-    deploy)
-      step deploy 550 "$python" -m bench.networks.deploy "${deploy[@]}" \
-        --result "$out/network-deploy-$stamp.json"
-      ;;
-    sanitize)
-      for tool in memcheck racecheck; do
-        arguments=(--tool "$tool" --error-exitcode 9)
-        [ "$sanitizer" = env ] && arguments=()
-        step "$tool" 280 "$sanitizer" "${arguments[@]}" "$python" -m pytest tests/kernels -q \
-          -p no:cacheprovider -k "test_exactness and native-cuda"
-      done
-      ;;
+    build | test | ceilings | kernels | networks | train | deploy | sanitize) ;;
     *)
-      echo "gpu.sh: expected build, test, kernels, networks, deploy or sanitize, got '$name'" >&2
+      echo "gpu.sh: expected build, test, ceilings, kernels, networks, train, deploy or sanitize," \
+        "got '$name'" >&2
       exit 2
       ;;
   esac
 done
 
-[ ${#failed[@]} = 0 ] && echo "all steps passed" && exit 0
-echo "failed: ${failed[*]}"
+python=${PYTHON:-python3}
+limit=${LIMIT:-570}
+jobs=${JOBS:-8}
+stamp=$(date +%F)
+failed=()
+capability=$("$python" -c 'import torch
+print("%d.%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "")') || exit 1
+if [ -n "$capability" ]; then
+  out=${OUT:-bench/results}
+  export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability} RAN_CUDA=1
+  tests=(tests -m gpu)
+  kernels=(--device cuda ${KERNELS:---dtype bfloat16 --layout channels_last --first-stage}
+    --batch 256 --rounds 11)
+  # Without max-autotune, which tunes for minutes a network; CBAM-ResNet-50 first, the quicker.
+  networks=(--device cuda ${NETWORKS:---dtype bfloat16 --network cbam_resnet50 --network attention92}
+    --rounds 11)
+  for variant in plain ours "plain compiled" "ours compiled"; do
+    networks+=(--variant "$variant")
+  done
+  deploy=(--device cuda --dtype bfloat16 --batch 1 --batch 32 --batch 256 --rounds 11
+    --network cbam_resnet50 --network attention92)
+  for variant in channels_last "our kernels" folded "fused gate" deployed compiled; do
+    deploy+=(--variant "$variant")
+  done
+  recipe=cifar-fast
+  sanitized=(tests/kernels -k "test_exactness and native-cuda")
+  sanitizer=compute-sanitizer
+  command -v "$sanitizer" >/dev/null || sanitizer=${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer
+else
+  out=${OUT:-$(mktemp -d)}  # a rehearsal's figures are no results
+  echo "torch finds no GPU: rehearsing on the CPU, results in $out"
+  tests=(tests/kernels/test_channel_pool.py)
+  kernels=(--device cpu --batch 1 --first-stage --rounds 2 --op attention_gate --op CBAM
+    --dtype bfloat16 --layout channels_last)
+  networks=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2
+    --direction "training step" --variant plain --variant ours --variant "ours compiled")
+  deploy=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2 --dtype float32
+    --variant channels_last --variant deployed)
+  recipe=digits
+  sanitized=(tests/kernels/test_channel_pool.py -k "test_exactness and native-cpu")
+  sanitizer=env
+fi
+mkdir -p "$out"
+: >"$out/gpu.log"
+
+# step NAME SECONDS COMMAND...: one that fails or runs out of time does not keep the others from
+# running. It is interrupted as by Ctrl-C, so that what it has measured is still written.
+step() {
+  local name=$1 seconds=$2 left=$((limit - SECONDS - 5)) start=$SECONDS
+  shift 2
+  # A rehearsal is not held to what a GPU's machine takes.
+  { [ -z "$capability" ] || [ "$left" -lt "$seconds" ]; } && seconds=$left
+  echo "== $name: at most $seconds s" | tee -a "$out/gpu.log"
+  if [ "$seconds" -lt 20 ]; then
+    echo "== $name: no time left" | tee -a "$out/gpu.log"
+    failed+=("$name")
+    return 1
+  fi
+  timeout --signal=INT --kill-after=15 "$((seconds - 15))" "$@" 2>&1 \
+    | tee -a "$out/gpu.log" | tail -n 100
+  local code=${PIPESTATUS[0]}
+  echo "== $name: exit code $code, $((SECONDS - start)) s" | tee -a "$out/gpu.log"
+  [ "$code" = 0 ] || failed+=("$name")
+  return "$code"
+}
+
+# Installs into $python. Before version 77, setuptools knew another form of the licence's field.
+build() {
+  export PIP_BREAK_SYSTEM_PACKAGES=1
+  local old code
+  old=$("$python" -c 'import setuptools; print(int(setuptools.__version__.split(".")[0]) < 77)')
+  if [ "$old" = True ]; then
+    cp -p pyproject.toml "$out/pyproject.toml"
+    sed -i -e 's/^license = \(".*"\)/license = {text = \1}/' -e '/^license-files/d' pyproject.toml
+  fi
+  step build 300 "$python" -m pip install --no-index --disable-pip-version-check --no-deps \
+    --no-build-isolation -e .
+  code=$?
+  [ "$old" = True ] && mv "$out/pyproject.toml" pyproject.toml
+  return "$code"
+}
+
+SECONDS=0
+for name in "$@"; do
+  case $name in
+    build)
+      build || exit 1
+      step report 60 "$python" -m ran_kernels || exit 1
+      ;;
+    test)
+      # Most of a test's time is compiling, so the processes are as many as there is memory for.
+      step test 400 env TORCHINDUCTOR_COMPILE_THREADS=2 OMP_NUM_THREADS=2 "$python" -m tests.shares \
+        "$jobs" "${tests[@]}" -p no:cacheprovider --tb=short --durations=10
+      ;;
+    ceilings)
+      step ceilings 60 "$python" -m bench.ceilings --result "$out/ceilings-$stamp.json"
+      ;;
+    kernels)
+      step kernels 540 "$python" -m pytest bench/kernels -q -p no:cacheprovider \
+        --result "$out/kernels-$stamp.json" "${kernels[@]}"
+      ;;
+    networks)
+      step networks 540 "$python" -m bench.networks.speed "${networks[@]}" \
+        --result "$out/network-speed-$stamp.json"
+      ;;
+    train)
+      if [ -n "$capability" ]; then
+        data=${DATA:?DATA: expected a folder of images by class, or an archive of one}
+        if [ -f "$data" ]; then
+          images=$(mktemp -d)
+          tar -xf "$data" -C "$images" || exit 1
+          # The folder that holds train/ and test/, however deep the archive has it.
+          data=$(dirname "$(find "$images" -type d -name train | head -n 1)")
+        fi
+        options=(--data "folder:$data")
+      else
+        options=(--epochs 1 --set workers=0)
+      fi
+      step train 540 "$python" -m ran train "$recipe" "${options[@]}" --output "$out/training" --overwrite
+      if [ -f "$out/training/run.json" ]; then
+        "$python" -m bench.training "$out/training" --name "$recipe" \
+          --data-name "${DATA_NAME:-CIFAR-10 (JPEG)}" --result "$out/training-$stamp.json" || failed+=(training)
+      fi
+      tar -czf "$out/training-$stamp.tar.gz" -C "$out" training && rm -r "$out/training"
+      ;;
+    deploy)
+      step deploy 540 "$python" -m bench.networks.deploy "${deploy[@]}" \
+        --result "$out/network-deploy-$stamp.json"
+      ;;
+    sanitize)
+      for tool in memcheck racecheck; do
+        arguments=()
+        if [ "$sanitizer" != env ]; then
+          arguments=(--tool "$tool" --error-exitcode 9)
+          # This library's kernels alone: other libraries' are slow to follow, and not ours to mend.
+          "$sanitizer" --help 2>&1 | grep -q -e --kernel-regex && arguments+=(--kernel-regex kns=3ran)
+        fi
+        # Within PyTorch's cache of freed memory no access would be out of bounds.
+        step "$tool" 270 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" "${arguments[@]}" \
+          "$python" -m pytest "${sanitized[@]}" -q -p no:cacheprovider
+      done
+      ;;
+  esac
+done
+
+drawn=()
+for name in kernels network-speed training; do
+  [ -f "$out/$name-$stamp.json" ] && drawn+=("$out/$name-$stamp.json")
+done
+[ ${#drawn[@]} = 0 ] || "$python" -m bench.plots "${drawn[@]}" || failed+=(pictures)
+[ ${#failed[@]} = 0 ] && echo "all steps passed in $SECONDS s" && exit 0
+echo "failed: ${failed[*]} ($SECONDS s)"
 exit 1

@@ -2,6 +2,7 @@
 # Installs the package in every way the README names, each into an environment of its own:
 #   1. pip install .                      (build isolation: pip fetches what the build needs)
 #   2. sdist -> wheel -> another environment with the oldest torch of the range
+#   3. sdist -> built from source against that oldest torch, with CUDA (RAN_CUDA=0: without)
 # and runs the operator's tests on what was installed, outside the source tree.
 # Usage: tools/test_install.sh PYTHON_WITH_BUILD_TOOLS [OLDEST_TORCH]
 set -euo pipefail
@@ -30,6 +31,15 @@ echo "== that wheel beside torch $oldest"
 "$python" -m venv "$work/oldest"
 "$work/oldest/bin/python" -m pip install --quiet "torch==$oldest" "$work"/dist/*.whl
 check "$work/oldest"
+
+echo "== built against torch $oldest"
+"$python" -m venv "$work/source"
+"$work/source/bin/python" -m pip install --quiet "torch==$oldest" ninja pybind11 'setuptools>=77' wheel
+mkdir "$work/sources"
+tar -xzf "$work"/dist/*.tar.gz -C "$work/sources" --strip-components=1
+RAN_CUDA=${RAN_CUDA-1} TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} \
+  "$work/source/bin/python" -m pip install --quiet --no-build-isolation "$work/sources"
+check "$work/source"
 
 echo "== pip install ."
 "$python" -m venv "$work/plain"

@@ -84,9 +84,10 @@ class _Block:
         key = (x.shape[1], x.dtype, x.device)
         if key not in self.modules:
             torch.manual_seed(0)
-            module = CBAM(x.shape[1]).to(x.device, x.dtype)
+            module = CBAM(x.shape[1])
             nn.init.ones_(module.norm.weight)  # its own start, 0, would make the gate a constant
-            self.modules[key] = module
+            # Rounded to bfloat16, so that every dtype has exactly the same parameters.
+            self.modules[key] = module.bfloat16().to(x.device, x.dtype)
         return self.modules[key]
 
 
@@ -101,6 +102,7 @@ def composed_cbam(module: CBAM, x: Tensor, shortcut: Tensor | None) -> Tensor:
     return x if shortcut is None else torch.relu(x + shortcut)
 
 
+#: The most important first: a run may be cut.
 CASES: dict[str, Case] = {
     "attention_gate": Case(
         ran_kernels.attention_gate,
@@ -109,6 +111,22 @@ CASES: dict[str, Case] = {
         ATTENTION_STAGES,
         forward=3,
         backward=5,
+    ),
+    "CBAM": Case(
+        _Block(fused=True),
+        _Block(fused=False),
+        lambda big: [big],
+        CBAM_STAGES,
+        forward=4,
+        backward=7,
+    ),
+    "CBAM+shortcut+ReLU": Case(
+        _Block(fused=True),
+        _Block(fused=False),
+        lambda big: [big, torch.randn_like(big)],
+        CBAM_STAGES,
+        forward=5,
+        backward=9,
     ),
     "attention_gate[channel]": Case(
         lambda a, b: ran_kernels.attention_gate(a, b, activation="channel"),
@@ -180,21 +198,5 @@ CASES: dict[str, Case] = {
         lambda big: [big, _channel_logits(big), _spatial_logits(big)],
         CBAM_STAGES,
         forward=2,
-    ),
-    "CBAM": Case(
-        _Block(fused=True),
-        _Block(fused=False),
-        lambda big: [big],
-        CBAM_STAGES,
-        forward=4,
-        backward=7,
-    ),
-    "CBAM+shortcut+ReLU": Case(
-        _Block(fused=True),
-        _Block(fused=False),
-        lambda big: [big, torch.randn_like(big)],
-        CBAM_STAGES,
-        forward=5,
-        backward=9,
     ),
 }

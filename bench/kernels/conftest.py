@@ -1,5 +1,6 @@
 """Options of the kernel benchmarks, and the table they end with."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ from rich.table import Table
 
 from bench.compare import default_device, keep_freed_memory
 from bench.machine import describe
+from bench.results_file import content, write
 
 from .cases import CASES
 from .figures import row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYOUTS = ("contiguous", "channels_last")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,10 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--op", action="append", choices=list(CASES), help="repeatable; default all")
     group.addoption("--rounds", type=int, default=15)
     group.addoption("--first-stage", action="store_true", help="only the largest maps")
+    group.addoption("--layout", action="append", choices=LAYOUTS, help="repeatable; default both")
+    group.addoption("--result", type=Path, help="JSON file, written again after each benchmark")
 
 
 def pytest_configure() -> None:
     keep_freed_memory()
+    # float32 is float32 for all: cuDNN would convolve in TF32 what others compute exactly.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _device(config: pytest.Config) -> str:
@@ -46,6 +54,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
     batches = config.getoption("--batch") or ([128, 256] if cuda else [8, 32])
     metafunc.parametrize("batch", batches, ids=[f"n{b}" for b in batches])
+    metafunc.parametrize("layout", config.getoption("--layout") or LAYOUTS)
     dtypes = config.getoption("--dtype") or (["bfloat16", "float32"] if cuda else ["float32"])
     metafunc.parametrize("dtype", [DTYPES[d] for d in dtypes], ids=dtypes)
 
@@ -60,26 +69,22 @@ def rounds(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--rounds")
 
 
-def pytest_benchmark_update_machine_info(
-    config: pytest.Config, machine_info: dict[str, Any]
-) -> None:
-    machine_info.clear()
-    machine_info.update(describe())
+def _results(config: pytest.Config) -> list[dict[str, Any]]:
+    """What was compared, an entry a benchmark that has ended."""
+    session = getattr(config, "_benchmarksession", None)
+    return [b.extra_info for b in getattr(session, "benchmarks", []) if b.extra_info]
 
 
-def pytest_benchmark_update_json(
-    config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
-) -> None:
-    """What is in extra_info is what was compared; the rest repeats it."""
-    machine = output_json["machine_info"]
-    results = [entry["extra_info"] for entry in output_json["benchmarks"]]
-    output_json.clear()
-    output_json.update(kind="kernels", machine=machine, results=results)
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    path: Path | None = item.config.getoption("--result")
+    results = _results(item.config)
+    if path and results:
+        write(path, content("kernels", results))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    session = getattr(config, "_benchmarksession", None)
-    results = [b.extra_info for b in getattr(session, "benchmarks", []) if b.extra_info]
+    results = _results(config)
     if not results:
         return
     machine = describe()

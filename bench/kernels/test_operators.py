@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import Stopwatch, Turns, peak_memory, require_close, rotation
+from bench.compare import Stopwatch, Turns, peak_memory, require_as_exact, rotation
 
 from .cases import CASES, Case
 
 
-def prepare(run: Any, inputs: list[Any], backward: bool) -> Any:
-    """A call without arguments that does the forward, or the forward and the backward."""
-    if not backward:
+def prepare(run: Any, inputs: list[Any], grad: Tensor | None) -> Any:
+    """A call without arguments that does the forward, and with `grad` the backward too."""
+    if grad is None:
 
         def forward() -> Any:
             with torch.no_grad():
@@ -23,19 +23,15 @@ def prepare(run: Any, inputs: list[Any], backward: bool) -> Any:
 
         return forward
     leaves = [t.detach().requires_grad_() for t in inputs]
-    with torch.no_grad():
-        grad = torch.randn_like(run(*inputs))
 
-    def both() -> tuple[Tensor, ...]:
+    def both() -> tuple[Tensor | None, ...]:
         out = run(*leaves)
-        used = [leaf for leaf in leaves if leaf.requires_grad]
-        return (out, *torch.autograd.grad(out, used, grad, allow_unused=True))
+        return (out, *torch.autograd.grad(out, leaves, grad, allow_unused=True))
 
     return both
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_operator(
     benchmark: Any,
     case_name: str,
@@ -60,19 +56,20 @@ def test_operator(
     backward = direction != "forward"
     torch._dynamo.reset()
     compiled = torch.compile(case.reference, fullgraph=True, dynamic=False)
-    state = torch.get_rng_state()
-    runs = {}
-    for name, run in (("ours", case.ours), ("eager", case.reference), ("compile", compiled)):
-        torch.set_rng_state(state)  # the same incoming gradients for all
-        runs[name] = [prepare(run, inputs, backward) for inputs in sets]
-    want = runs["eager"][0]()
+    grads = [_incoming(case, inputs) if backward else None for inputs in sets]
+    ways = {"ours": case.ours, "eager": case.reference, "compile": compiled}
+    runs = {
+        name: [prepare(run, *given) for given in zip(sets, grads, strict=True)]
+        for name, run in ways.items()
+    }
+    doubles = [t.double() for t in sets[0]]
+    grad = grads[0] if grads[0] is None else grads[0].double()
+    exact = prepare(case.reference, doubles, grad)()
+    own = runs["eager"][0]()
     for name in ("ours", "compile"):
-        got = runs[name][0]()
-        pairs = [(a, b) for a, b in zip(_flat(got), _flat(want), strict=True) if b is not None]
-        require_close(name, [a for a, _ in pairs], [b for _, b in pairs], dtype)
-        del got, pairs
+        require_as_exact(name, runs[name][0](), own, exact)
+    del doubles, grad, exact, own
     memory = {name: peak_memory(run[0], bench_device) for name, run in runs.items()}
-    del want
     # What the machine can do with the big tensor: write it to memory that is there, and only read.
     big = [next(t for t in inputs if t.numel() == numel) for inputs in sets]
     targets = [torch.empty_like(t) for t in big]
@@ -115,5 +112,7 @@ def _big(
     return big
 
 
-def _flat(result: Any) -> list[Tensor | None]:
-    return [result] if isinstance(result, Tensor) else list(result)
+def _incoming(case: Case, inputs: list[Tensor]) -> Tensor:
+    """A gradient of the result."""
+    with torch.no_grad():
+        return torch.randn_like(case.reference(*inputs))

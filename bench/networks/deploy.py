@@ -3,7 +3,9 @@
     python -m bench.networks.deploy --network attention56 --batch 4 --result deploy.json
 
 "contiguous" and "channels_last" are the network in eager PyTorch, every operator as its reference;
-"compiled" is the latter through torch.compile with freezing, which folds and packs as well.
+"compiled" is the latter through torch.compile with freezing, which folds and packs as well;
+"max-autotune", on CUDA alone, is that with every kernel tuned, which takes minutes a network, and
+without Inductor's own CUDA graphs, whose pool no peak of memory would show.
 "our kernels" is the network with this library's operators, "folded" the deployed network with every
 convolution called by itself, "deployed" all of it. "fused gate", on CUDA alone, is that with every
 mask made in the kernel of its last convolution: the default once it is the quicker. Every round
@@ -13,7 +15,7 @@ runs each variant once, so that all see the same weather. Whose logits disagree 
 import argparse
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -41,8 +43,12 @@ from .trained import as_trained, require_accurate
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PLAIN = ("contiguous", "channels_last", "our kernels", "compiled")
+#: With freezing on a CPU, and what Inductor chooses by itself; tuned for minutes a network.
+COMPILED = {"compiled": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+PLAIN = ("contiguous", "channels_last", "our kernels", *COMPILED)
 VARIANTS = (*PLAIN, "folded", "fused gate", "deployed")
+#: Elsewhere they are what others are, or tune what oneDNN does already.
+ONLY_ON_A_GPU = ("fused gate", "max-autotune")
 Network = Callable[[Tensor], Tensor]
 
 
@@ -64,13 +70,13 @@ def prepare(name: str, model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
         contiguous = name == "contiguous"
         layout = torch.contiguous_format if contiguous else torch.channels_last
         network, images = _eager(model, x, layout)
-        if name == "compiled":
-            network = torch.compile(network, mode="default" if not x.is_cuda else "max-autotune")
-    backend = "reference" if name in ("contiguous", "channels_last", "compiled") else "auto"
+        if name in COMPILED:
+            network = torch.compile(network, mode=COMPILED[name])
+    backend = "auto" if name == "our kernels" or name not in PLAIN else "reference"
 
     @torch.no_grad()
     def run() -> Tensor:
-        frozen = torch._inductor.config.patch(freezing=name == "compiled")
+        frozen = torch._inductor.config.patch(freezing=name in COMPILED)
         with ran_kernels.backend(backend), frozen:
             return network(images)
 
@@ -86,10 +92,10 @@ def compare(
     device: str,
     rounds: int,
     variants: Sequence[str],
-) -> dict[str, Any]:
-    """What an entry of a result file has beside these arguments.
+) -> Iterator[dict[str, Any]]:
+    """What an entry of a result file has beside these arguments, anew with each variant added.
 
-    Raises ValueError where a variant computes something else.
+    What compiles comes last. Raises ValueError where a variant computes something else.
     """
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -98,29 +104,32 @@ def compare(
     with torch.no_grad(), ran_kernels.backend("reference"):
         exact = copy.deepcopy(model).double()(x.double())
         own = copy.deepcopy(model).to(x.dtype)(x)
-    runs, ready = {}, {}
-    for name in variants:
+    runs: dict[str, Callable[[], Tensor]] = {}
+    ready: dict[str, float] = {}
+    peaks: dict[str, int] = {}
+    profiles: dict[str, Any] = {}
+    for name in sorted(variants, key=COMPILED.__contains__):
         # Without what an earlier benchmark has compiled, which would be found again on the disk.
-        with fresh_cache() if name == "compiled" else nullcontext():
+        with fresh_cache() if name in COMPILED else nullcontext():
             start = time.perf_counter()
-            runs[name] = prepare(name, model, x)
+            run = runs[name] = prepare(name, model, x)
             ready[name] = time.perf_counter() - start
-        require_accurate(name, runs[name](), exact, own)
-    turns = Turns({name: [run] for name, run in runs.items()}, Stopwatch(device))
-    turns.warm_up(1)
-    for _ in range(rounds):
-        turns.round()
-    peaks = {name: peak_memory(run, device) for name, run in runs.items()}
-    return {
-        "samples": turns.samples,
-        "ready_seconds": ready,
-        "peak_bytes": peaks,
-        "operations": {
-            name: profile(runs[name], device, generated=0)["operations"]
-            for name in PROFILED
-            if name in runs
-        },
-    }
+        require_accurate(name, run(), exact, own)
+        peaks[name] = peak_memory(run, device)
+        if name in PROFILED:
+            profiles[name] = profile(run, device, generated=0)["operations"]
+        if not {"channels_last", "deployed"} <= set(runs):
+            continue
+        turns = Turns({name: [run] for name, run in runs.items()}, Stopwatch(device))
+        turns.warm_up(1)
+        for _ in range(rounds):
+            turns.round()
+        yield {
+            "samples": turns.samples,
+            "ready_seconds": dict(ready),
+            "peak_bytes": dict(peaks),
+            "operations": dict(profiles),
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -134,8 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_run_options(parser)
     given = parser.parse_args(arguments)
     device = given.device or default_device()
-    # Elsewhere than on CUDA the two are one.
-    variants = given.variant or [v for v in VARIANTS if v != "fused gate" or device == "cuda"]
+    variants = given.variant or [v for v in VARIANTS if device == "cuda" or v not in ONLY_ON_A_GPU]
     if missing := {"channels_last", "deployed"} - set(variants):
         parser.error(f"--variant: expected {' and '.join(sorted(missing))} among them")
     keep_freed_memory()

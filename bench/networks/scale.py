@@ -6,7 +6,7 @@ Three sweeps, each of ours and of the same network in plain PyTorch, interleaved
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,15 +34,17 @@ def multiply_adds(network: str, batch: int, size: Sequence[int]) -> float:
     return batch * ran.count_multiply_adds(model, (3, size[0], size[1])) / 1e9
 
 
-def measure(network: str, batch: int, size: Sequence[int], **others: Any) -> dict[str, Any]:
+def measure(
+    network: str, batch: int, size: Sequence[int], **others: Any
+) -> Iterator[dict[str, Any]]:
     """What an entry of a result file has beside what it was measured for: ``compare``'s arguments.
 
     ``sweep`` among them only says which point it is.
     """
     del others["sweep"]
-    found = compare(network, batch=batch, size=size, **others)
-    del found["operations"]  # a profile a point tells nothing more here
-    return {**found, "multiply_adds": multiply_adds(network, batch, size)}
+    for found in compare(network, batch=batch, size=size, **others):
+        del found["operations"]  # a profile a point tells nothing more here
+        yield {**found, "multiply_adds": multiply_adds(network, batch, size)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,7 +51,7 @@ def fused(content: dict[str, Any]) -> str:
 
 def speed(content: dict[str, Any]) -> str:
     """One line for a network and direction: our median, its ratio to every other variant's."""
-    others = [name for name in content["results"][0]["samples"] if name != "ours"]
+    others = _variants(content, "ours")
     headings = ["network", "images", "dtype", "direction", "ours, ms"]
     headings += [f"÷ {name}" for name in others] + ["peak ÷ plain's", "profile: convolutions"]
     lines = [summary(content["machine"]), "", line(*headings)]
@@ -61,7 +61,7 @@ def speed(content: dict[str, Any]) -> str:
         peak = result["peak_bytes"]["ours"] / result["peak_bytes"]["plain"]
         cells = [result["network"], _images(result), result["dtype"], result["direction"]]
         cells.append(f"{medians['ours'] * 1e3:,.0f}")
-        cells += [f"{medians['ours'] / medians[name]:.2f}" for name in others]
+        cells += [_share(medians, "ours", name) for name in others]
         cells += [f"{peak:.2f}", f"{_convolutions(result['operations']['ours']):.0%}"]
         lines.append(line(*cells))
     return "\n".join(lines)
@@ -120,12 +120,15 @@ def profiles(content: dict[str, Any]) -> str:
     lines.append(line(*headings, *(f"{v}, ms" for v in variants)))
     lines.append("|---|---|---|---|" + "--:|" * len(variants))
     for result in results:
-        kinds = {name: by_kind(result["operations"][name]) for name in variants}
+        # One that was cut lacks some.
+        kinds = {name: by_kind(result["operations"].get(name, [])) for name in variants}
         sums = {name: sum(kinds[name].values()) for name in variants}
         names = (result["network"], _images(result), result["dtype"])
         for of in next(iter(kinds.values())):
             if any(kinds[name][of] for name in variants):
-                figures = ((kinds[name][of], kinds[name][of] / sums[name]) for name in variants)
+                figures = (
+                    (kinds[name][of], kinds[name][of] / (sums[name] or 1)) for name in variants
+                )
                 lines.append(line(*names, of, *(f"{ms:,.1f} ({part:.0%})" for ms, part in figures)))
         lines.append(line(*names, "**all**", *(f"**{sums[name]:,.0f}**" for name in variants)))
     return "\n".join(lines)
@@ -155,7 +158,7 @@ def slope(points: list[dict[str, Any]], variant: str = "ours") -> float:
 
 def deployed(content: dict[str, Any]) -> str:
     """One line for a network, batch and dtype: time, its share of others', memory, readiness."""
-    ways = [name for name in content["results"][0]["samples"] if name != "deployed"]
+    ways = _variants(content, "deployed")
     headings = ("network", "images", "dtype", "deployed, ms", *(f"÷ {way}" for way in ways))
     timed = [way for way in READY if way in ("deployed", *ways)]
     ready = ("ready, s", "compiled ready, s")[: len(timed)]
@@ -172,13 +175,23 @@ def deployed(content: dict[str, Any]) -> str:
             line(
                 *(result["network"], _images(result), result["dtype"]),
                 f"{medians['deployed'] * 1e3:,.0f}",
-                *(f"{medians['deployed'] / medians[way]:.2f}" for way in ways),
+                *(_share(medians, "deployed", way) for way in ways),
                 f"{peak['deployed'] / 1e6:,.0f}",
                 f"{peak['deployed'] / peak['channels_last']:.2f}",
-                *(f"{seconds[way]:.1f}" for way in timed),
+                *(f"{seconds[way]:.1f}" if way in seconds else "" for way in timed),
             )
         )
     return "\n".join(lines)
+
+
+def _variants(content: dict[str, Any], beside: str) -> list[str]:
+    """Of all entries, as one that was cut has fewer than the others."""
+    names = dict.fromkeys(name for result in content["results"] for name in result["samples"])
+    return [name for name in names if name != beside]
+
+
+def _share(medians: dict[str, float], of: str, other: str) -> str:
+    return f"{medians[of] / medians[other]:.2f}" if other in medians else ""
 
 
 def _images(result: dict[str, Any]) -> str:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-#: Of a result's norm: what rounding may make of it in float32 where PyTorch's own is less.
-FLOAT32_ERROR = 1e-4
+from bench.compare import LEAST, relative_error
 
 
 def as_trained(model: nn.Module, size: tuple[int, int]) -> nn.Module:
@@ -25,11 +24,6 @@ def as_trained(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     return model.eval()
 
 
-def relative_error(got: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over that of `exact`."""
-    return ((got.double() - exact.double()).norm() / exact.double().norm()).item()
-
-
 def require_accurate(name: str, got: Tensor, exact: Tensor, own: Tensor) -> None:
     """Raises ValueError where logits are wrong: what is wrong has no speed.
 
@@ -43,7 +37,7 @@ def require_accurate(name: str, got: Tensor, exact: Tensor, own: Tensor) -> None
     error = relative_error(got, exact)
     allowed = 2 * relative_error(own, exact)
     if got.dtype in (torch.float32, torch.float64):
-        allowed = max(allowed, FLOAT32_ERROR)
+        allowed = max(allowed, LEAST[torch.float32])
     if not error <= allowed:
         raise ValueError(
             f"{name}: expected logits within {allowed:.2g} of their norm, got {error:.2g}"

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 namespace ran {
 
@@ -20,8 +21,8 @@ const char* cuda_error_string(int error);
 class CudaScope {
  public:
   explicit CudaScope(const Tensor& t) : guard_(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
+    // torch 2.11 has no STABLE_ twin of this macro.
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
   }
   void* stream() const {
     return stream_;

@@ -18,6 +18,7 @@ PROGRAMS = {
     "scale": ("bench.networks.scale",),
     "deploy": ("bench.networks.deploy",),
     "ablation": ("bench.ablation",),
+    "ceilings": ("bench.ceilings",),
 }
 _ROOT = Path(__file__).parents[2]
 

@@ -6,6 +6,7 @@ through operators that PyTorch ships. Everywhere else, and where torch.export lo
 F.conv2d.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ class Conv(nn.Module):
             return self._plain(x, added)
         if self._onednn:
             return self._by_onednn(x, added, into)
-        fused = x.is_cuda and x.dtype in _CUDNN_DTYPES and self.groups == 1
+        fused = x.is_cuda and x.dtype in _CUDNN_DTYPES and self.groups == 1 and self._cudnn
         if fused and self.relu and torch.backends.cudnn.is_available():
             return self._by_cudnn(x, added)
         return self._plain(x, added)
@@ -132,11 +133,24 @@ class Conv(nn.Module):
 
     def _by_cudnn(self, x: Tensor, added: Tensor | None) -> Tensor:
         form = (self.stride, self.padding, self.dilation, self.groups)
-        if added is None:
-            return torch.ops.aten.cudnn_convolution_relu(x, self.weight, self.bias, *form)
-        return torch.ops.aten.cudnn_convolution_add_relu(
-            x, self.weight, added, 1.0, self.bias, *form
-        )
+        try:
+            if added is None:
+                return torch.ops.aten.cudnn_convolution_relu(x, self.weight, self.bias, *form)
+            return torch.ops.aten.cudnn_convolution_add_relu(
+                x, self.weight, added, 1.0, self.bias, *form
+            )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # No engine of cuDNN's takes this: in float32 without TF32, for one. What is wrong with
+            # the device or the tensors, the plain convolution says too.
+            self._cudnn = False
+            warnings.warn(
+                f"cuDNN has no fused convolution in {str(x.dtype).removeprefix('torch.')} for this "
+                f"layer, so the plain one runs: {str(error).splitlines()[0]}",
+                stacklevel=2,
+            )
+            return self._plain(x, added)
 
     # oneDNN's packed weights stand beside the plain ones and not in their place, so that the module
     # can be saved, copied, moved and exported as any other. They are packed for a shape: packed
@@ -158,6 +172,7 @@ class Conv(nn.Module):
 
     def _prepare(self) -> None:
         self._onednn = _onednn_takes(self.weight)
+        self._cudnn = True  # until it refuses
         self._by_shape: dict[torch.Size, tuple[Tensor, int, Tensor]] = {}
         # oneDNN packs what is contiguous faster, and takes its layout from the images.
         layout = self._layout if self.weight.is_cuda else torch.contiguous_format

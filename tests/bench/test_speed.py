@@ -1,6 +1,7 @@
 """The benchmark of whole networks: its result file, what it counts, and going on after a cut."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch._inductor.graph import GraphLowering
 
 from bench import machine
-from bench.networks import speed
+from bench.networks import speed, tables
 from bench.networks.profiles import Generated, kind, profile
 from bench.results_file import Record
 
@@ -40,9 +41,9 @@ def test_a_result_has_everything_of_every_variant(
     # What is there is not measured again, and the rest is.
     measured = []
 
-    def compare(**key: Any) -> dict[str, Any]:
+    def compare(**key: Any) -> Iterator[dict[str, Any]]:
         measured.append(key["dtype"])
-        return {name: entry[name] for name in entry if name not in key}
+        yield {name: entry[name] for name in entry if name not in key}
 
     monkeypatch.setattr(speed, "compare", compare)
     speed.main([*arguments, "--dtype", "bfloat16", "--dtype", "float32"])
@@ -58,7 +59,7 @@ def test_entries_of_another_commit_are_measured_again(
 
     def add() -> Record:
         record = Record("some", tmp_path / "some.json")
-        record.add(lambda batch: {"size": [batch, 2]}, batch=1)
+        record.add(lambda batch: iter([{"size": [batch, 2]}]), batch=1)
         return record
 
     assert add().content == add().content
@@ -77,6 +78,69 @@ def test_entries_of_another_commit_are_measured_again(
     content["results"][0]["size"] = [9, 9]
     (tmp_path / "some.json").write_text(json.dumps(content))
     assert add().content["results"] == [{"batch": 1, "size": [1, 2]}]
+
+
+def test_what_was_there_before_a_cut_is_kept_and_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_commit", lambda: "one")
+    path = tmp_path / "some.json"
+
+    def cut(batch: int) -> Iterator[dict[str, Any]]:
+        yield {"samples": {"plain": [2.0], "ours": [1.0]}}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Record("some", path).add(cut, batch=1)
+    (entry,) = json.loads(path.read_text())["results"]
+    assert entry.pop("unfinished")
+    assert entry == {"batch": 1, "samples": {"plain": [2.0], "ours": [1.0]}}
+
+    record = Record("some", path)
+    whole = {"samples": {"plain": [2.0], "ours": [1.0], "compiled": [1.5]}}
+    record.add(lambda batch: iter([{}, whole]), batch=1)
+    assert json.loads(path.read_text())["results"] == [{"batch": 1, **whole}]
+    record.add(cut, batch=1)  # there is one, so this is not called
+
+
+def test_without_git_a_result_says_so_and_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for size in (1, 2):
+        record = Record("some", tmp_path / "some.json")
+        record.add(lambda batch, size=size: iter([{"size": size}]), batch=1)
+        assert record.content["machine"]["commit"] == "unknown"
+        assert record.content["results"] == [{"batch": 1, "size": size}]
+
+
+def test_every_variant_is_measured_as_it_comes() -> None:
+    arguments = ("cbam_resnet18", "inference", 1, (32, 32), "float32", "cpu", 1)
+    entries = list(speed.compare(*arguments, ["ours", "plain contiguous", "plain"]))
+    assert [list(entry["samples"]) for entry in entries] == [
+        ["plain", *names] for names in (["ours"], ["ours", "plain contiguous"])
+    ]
+    assert all(set(entry["peak_bytes"]) == set(entry["samples"]) for entry in entries)
+
+
+def test_a_table_of_an_entry_that_was_cut_leaves_room() -> None:
+    operations = [{"name": "aten::conv2d", "calls": 1, "ms": 1.0}]
+    whole = {"plain": [2.0], "ours": [1.0], "plain compiled": [4.0]}
+    key = {"network": "n", "batch": 1, "size": [8, 8], "dtype": "bfloat16", "direction": "both"}
+    results = [
+        {
+            **key,
+            "samples": samples,
+            "peak_bytes": dict.fromkeys(samples, 1e6),
+            "operations": dict.fromkeys(samples, operations),
+        }
+        for samples in ({"plain": [2.0], "ours": [1.0]}, whole)
+    ]
+    content = {"machine": machine.describe(), "results": results}
+    cut, all_there = speed.speed(content).splitlines()[-2:]
+    assert cut.split(" | ")[5:7] == ["0.50", ""]
+    assert all_there.split(" | ")[5:7] == ["0.50", "0.25"]
+    assert "| 1.0 (100%) | 1.0 (100%) | 0.0 (0%) |" in tables.profiles(content)
 
 
 def test_launches_are_leaves_and_the_optimizer_is_a_kind() -> None:

@@ -199,22 +199,29 @@ def found() -> list[str]:
     return names
 
 
-def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dict[str, Any]:
-    """Compiles launch number `launch` of the kernel, and says what came of it."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+def specialised(
+    name: str, arguments: dict[str, Any]
+) -> tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
+    """The kernel, and what Triton makes of a launch's arguments before it compiles them.
 
-    arguments = launches(getattr(torch, dtype))[name][launch]
-    options = {"num_warps": arguments.pop("num_warps", 4)}
+    Args:
+        name: as "file.function".
+        arguments: by name, but for the options: a pointer as "*fp32", or "*fp32?" where it is not
+            at a multiple of 16 bytes; else its value.
+
+    Returns:
+        The kernel; its signature; the values of what is constant; and what is a multiple of 16.
+    """
     file, function = name.split(".")
     kernel = getattr(importlib.import_module(f"ran_kernels.triton.{file}"), function)
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int], Any] = {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
         if isinstance(value, str) and not parameter.is_constexpr:
-            signature[parameter.name] = value.replace("data", DTYPES[dtype])
-            divisible = True  # as PyTorch allocates
+            signature[parameter.name] = value.removesuffix("?")
+            divisible = not value.endswith("?")  # as PyTorch allocates
         elif parameter.is_constexpr or value is None or value == 1:
             # Triton makes a None and a 1 constants by itself, whatever the parameter is.
             signature[parameter.name] = "constexpr"
@@ -225,6 +232,21 @@ def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dic
             divisible = value % 16 == 0
         if divisible:
             attributes[(index,)] = [["tt.divisibility", 16]]
+    return kernel, signature, constants, attributes
+
+
+def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dict[str, Any]:
+    """Compiles launch number `launch` of the kernel, and says what came of it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    arguments = launches(getattr(torch, dtype))[name][launch]
+    options = {"num_warps": arguments.pop("num_warps", 4)}
+    for key, value in arguments.items():
+        if isinstance(value, str):
+            arguments[key] = value.replace("data", DTYPES[dtype])
+    kernel, signature, constants, attributes = specialised(name, arguments)
     built = triton.compile(
         ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", architecture, 32),

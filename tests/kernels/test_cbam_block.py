@@ -99,9 +99,11 @@ def test_16_bit_is_as_exact_as_pytorch(place: Place, dtype: torch.dtype) -> None
     exact = results(copy.deepcopy(theirs).double(), x.double(), x.double(), True)
     want = results(theirs, x, x, True)
     got = place.run(results, ours, x, x, True)
-    for a, b, c in zip(got, want, exact, strict=True):
-        limit = max(3 * relative_error(b, c), torch.finfo(dtype).eps)
-        assert relative_error(a, c) <= limit
+    theirs_off = [relative_error(b, c) for b, c in zip(want, exact, strict=True)]
+    for a, c, off in zip(got, exact, theirs_off, strict=True):
+        # A single number, of which PyTorch may happen to be right about, is a sum over the rest.
+        allowed = off if c.numel() > 1 else max(theirs_off)
+        assert relative_error(a, c) <= max(3 * allowed, torch.finfo(dtype).eps)
 
 
 @everywhere
@@ -227,6 +229,26 @@ def test_compile_fullgraph(place: Place, layout: str, training: bool) -> None:
     backend = "inductor" if inductor else "aot_eager"
     compiled = torch.compile(ours, fullgraph=True, backend=backend)
     check(place.run(results, compiled, x, x, True), want, 2e-5)
+
+
+@kernels
+def test_the_node_is_compiled_and_only_its_operators_are_exported(place: Place) -> None:
+    # Dynamo of torch 2.11 took torch.compile for an export, and left the node out.
+    torch._dynamo.reset()
+    ours, _ = modules(place.device, training=False)
+    x = features(SHAPE, device=place.device)
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        targets.extend(str(node.target) for node in graph.graph.nodes if node.op != "placeholder")
+        return graph
+
+    place.run(torch.compile(ours, fullgraph=True, backend=backend), x)
+    assert any("_apply" in target for target in targets), targets
+    for strict in (False, True):
+        program = place.run(torch.export.export, ours, (x,), strict=strict)
+        names = {str(node.target) for node in program.graph.nodes}
+        assert any(name.startswith("ran.cbam_gate") for name in names), names
 
 
 @kernels

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import ran
+
+#: What torch.export says of an image whose size its graph is not for.
+GUARD = "Guard failed"
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -61,3 +65,36 @@ def gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
         for name, parameter in model.named_parameters()
     }
+
+
+def check_export(model: nn.Module, example: Tensor, shapes: list[tuple[int, ...]]) -> None:
+    """Asserts that the model exports with a free batch, height and width and computes the same.
+
+    ``shapes`` are what the exported program is given, the last ones of sizes that have the parities
+    of the example's in every pooling: PyTorch's own max pooling asks for no others where its shapes
+    are traced by a version that guards on them (2.11), and the program then says so.
+    """
+    free = torch.export.Dim.DYNAMIC
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: free, 2: free, 3: free},))
+    guarded = _pooling_is_guarded()
+    for index, shape in enumerate(shapes):
+        x = torch.randn(shape)
+        if guarded and index == 0:
+            with pytest.raises(AssertionError, match=GUARD):
+                program.module()(x)
+        else:
+            torch.testing.assert_close(program.module()(x), model(x))
+
+
+def _pooling_is_guarded() -> bool:
+    """Whether an exported max pooling alone refuses images of another parity."""
+    free = torch.export.Dim.DYNAMIC
+    shapes = ({2: free},)
+    pool = torch.export.export(
+        nn.MaxPool2d(3, 2, 1), (torch.randn(1, 1, 32, 32),), dynamic_shapes=shapes
+    )
+    try:
+        pool.module()(torch.randn(1, 1, 41, 32))
+    except AssertionError as error:
+        return GUARD in str(error)
+    return False

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ran
 import ran_kernels
 from bench.compare import peak_memory
-from ran.serving.layers import Conv
+from ran.serving.layers import Conv, Maker
 from ran_kernels import backends
 from tests.models.helpers import relative, small
 
@@ -255,12 +255,24 @@ def test_bad_arguments_are_named(
         ran.deploy(make(), **options)
 
 
+def test_where_cudnn_fuses_nothing_the_plain_convolution_runs() -> None:
+    maker = Maker(torch.float32, torch.channels_last)
+    layer = maker.conv(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval(), relu=True, name="conv")
+    x, added = torch.randn(2, 3, 9, 9), torch.randn(2, 8, 7, 7)
+    for other in (None, added):
+        layer._cudnn = True
+        with pytest.warns(UserWarning, match="cuDNN has no fused convolution in float32"):
+            out = layer._by_cudnn(x, other)  # on the CPU, where it runs nothing
+        torch.testing.assert_close(out, layer._plain(x, other))
+        assert not layer._cudnn
+    assert copy.deepcopy(layer).half()._cudnn  # another dtype is tried again
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("fuse_gate", [False, True], ids=["two steps", "fused gate"])
 def test_on_a_gpu(name: str, graph: bool, fuse_gate: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = shaped(NETWORKS[name]()).cuda()
     deployed = ran.deploy(model, graph=graph, fuse_gate=fuse_gate)
     for batch, size in ((2, 40), (1, 52), (2, 40)):

@@ -17,7 +17,8 @@ from ran.weights.network_card import NetworkCard, load_network, save_network
 from tests.tiny import TINY_OPTIONS, random_image
 
 needs_onnx = pytest.mark.skipif(
-    importlib.util.find_spec("onnxruntime") is None, reason="needs the extra 'export'"
+    not all(importlib.util.find_spec(name) for name in exporting.NEEDS[".onnx"]),
+    reason="needs the extra 'export'",
 )
 
 RAN = ("attention56_cifar_pool", TINY_OPTIONS, 3)

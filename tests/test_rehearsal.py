@@ -1,0 +1,66 @@
+"""What the rehearsal of the GPU tests notes, compiles and adds up."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ran_kernels
+from tests import rehearsal
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter, of the CPU"
+)
+def test_what_the_interpreter_launches_is_compiled_for_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", interpreter.InterpretedFunction.run)
+    recorder = rehearsal.Recorder(tmp_path)
+    recorder.watch()
+    x = torch.randn(2, 3, 5, 7)
+    with ran_kernels.backend("triton"):
+        for logits in (x, x.half().float()):  # the same kernel twice
+            ran_kernels.attention_gate(logits, x)
+        ran_kernels.attention_gate(x.half(), x.half())
+    recorder.seconds = {"test_a[native-cpu]": 1.0, "test_a[triton-cpu]": 60.0}
+    recorder.write()
+    _, launches = rehearsal.recorded(tmp_path)
+    names, arguments = zip(*map(json.loads, launches), strict=True)
+    assert names == ("attention_gate.attention_gate_kernel",) * 2
+    assert [given["logits"] for given in arguments] == ["*fp16", "*fp32"]
+
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.rehearsal", "compile", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    compiled = json.loads((tmp_path / "compiled.json").read_text())
+    assert len(compiled) == 2
+    assert all(seconds > 0 for seconds in compiled.values())
+    # The twin of an interpreted test takes what the native one does, and its kernels' compilation.
+    expected = rehearsal.START + (1 + 1 + sum(compiled.values())) / rehearsal.PROCESSES
+    assert rehearsal.tests(tmp_path) == pytest.approx(expected)
+
+
+def test_a_call_that_is_too_long_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build.seconds").write_text("150.0 10.0\n")
+    monkeypatch.setattr(rehearsal, "tests", lambda folder: 410.0)
+    monkeypatch.setattr(rehearsal, "kernels", lambda records, options: 150.0)
+    assert not rehearsal.estimate(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "build: 20 s of 300: fits",
+        "test: 410 s of 400: does not fit, and is cut",
+    ]
+    assert "networks: not rehearsed yet" in lines
+    assert lines[-1].startswith(
+        "call 1 (build, test, ceilings, kernels): 600 s of 570: does not fit"
+    )
