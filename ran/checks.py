@@ -1,8 +1,10 @@
 """Checks of arguments that name what was expected and what came."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +53,21 @@ def require_head(num_classes: int, global_pool: str) -> None:
     require_choice("global_pool", ("avg", ""), global_pool)
     pooled = global_pool != "" or num_classes == 0
     require(pooled, "global_pool", "'avg', as there is a classifier", global_pool)
+
+
+def require_finite(where: str, tensors: Mapping[str, Any]) -> None:
+    """Raise UserError that names the first of the tensors that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not hasattr(tensor, "is_floating_point") or not tensor.is_floating_point():
+            continue
+        if tensor.is_meta:
+            raise UserError(f"{where}: expected tensors with memory, {name} is on the meta device")
+        wrong = tensor.numel() - int(tensor.isfinite().sum())
+        if wrong:
+            raise UserError(
+                f"{where}: expected finite numbers, {name} has NaN or infinity in {wrong:,} of "
+                f"{tensor.numel():,}"
+            )
 
 
 def require_images(x: "Tensor", in_chans: int, least: int) -> None:

@@ -1,6 +1,7 @@
 """The operators as modules."""
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,8 +59,8 @@ class CBAM(nn.Module):
 
     Kernels run it as one autograd node that saves x and small maps for the backward pass: about
     4/C of x's size, and its own result with `relu`. It runs as the composition of the
-    operators instead on the reference backend, in torch.export, and where a part has been replaced
-    by another kind of module or has hooks, which the node would not call.
+    operators instead on the reference backend, in torch.export and torch.fx, and where a part has
+    been replaced by another kind of module or has hooks, which the node would not call.
 
     Args:
         channels: of x.
@@ -108,6 +109,8 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
         """CBAM of x (N, C, H, W), plus `shortcut` (N, C, H, W), through a ReLU with `relu`."""
+        if isinstance(x, torch.fx.Proxy):
+            return self._composed(x, shortcut, relu)
         require_tensor("x", x)
         channels = self.fc1.in_features
         require_shape("x", x, (x.shape[0], channels, *x.shape[2:]), f"with {channels} channels")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from ..checks import (
     require_probability,
 )
 from .modes import checkpointed, evaluating, stored
+
+# As in residual_attention.py.
+torch.fx.wrap("require_images")
 
 
 class CbamGates(NamedTuple):
