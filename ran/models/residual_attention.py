@@ -19,6 +19,7 @@ from ..checks import (
 )
 from .attention import AttentionFeatures, AttentionModule
 from .modes import checkpointed, evaluating, stored
+from .size import attention_parameters, require_parameters
 from .spec import NetworkSpec
 from .units import UNITS, init_weights, max_pool
 
@@ -88,6 +89,7 @@ class ResidualAttentionNetwork(nn.Module):
         require_count("in_chans", 1, in_chans)
         require_probability("drop_rate", drop_rate)
         require_head(num_classes, global_pool)
+        require_parameters("widths", attention_parameters(spec, in_chans, num_classes))
         self.spec = spec
         self.num_classes = num_classes
         self.in_chans = in_chans

@@ -64,8 +64,8 @@ def deploy(
 
     Raises:
         TypeError: `model` is no known network, or holds a layer that is unknown; it is named.
-        UserError: a ValueError. A tensor of `model`, which is named, holds NaN or infinity, or would
-            in `dtype`.
+        UserError: a ValueError. A tensor of `model`, which is named, holds NaN or infinity, or
+            would in `dtype`.
         ValueError: `dtype` or `layout` is none of the above, `graph` is asked for on another device
             than CUDA, a layer has hooks, or a normalisation keeps no running statistics.
     """
