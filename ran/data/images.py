@@ -12,8 +12,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
+from ..checks import require, require_choice, require_count, require_number
 from ..cores import usable_cores
 from ..errors import UserError
+from ..files import require_regular
 
 #: File name endings that count as images in a folder of classes.
 IMAGE_SUFFIXES = (
@@ -22,6 +24,12 @@ IMAGE_SUFFIXES = (
 )
 #: Side at and below which an image is taken to be its subject, with no border to crop away.
 SMALL_IMAGE = 64
+#: Side in pixels of what a network may see, and its channels.
+MOST_IMAGE_SIZE, MOST_CHANNELS = 4096, 1024
+#: An image is enlarged to its crop divided by this, before it is cropped.
+LEAST_CROP = 0.25
+#: Of a mean and of a deviation, whose least is one divided by it: values are in [0, 1].
+MOST_SCALE = 1e4
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,27 @@ class Preprocessing:
         crop_fraction: share of the resized image's shorter side that the centre crop keeps.
         mean, std: of each channel, for values scaled to [0, 1]; their length is the number of
             channels.
+
+    Raises ValueError where an attribute is out of its range; it is named.
     """
 
     image_size: int
     crop_fraction: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require_count("image_size", 1, self.image_size, most=MOST_IMAGE_SIZE)
+        require_number("crop_fraction", LEAST_CROP, 1, self.crop_fraction)
+        for name, least in (("mean", -MOST_SCALE), ("std", 1 / MOST_SCALE)):
+            values = getattr(self, name)
+            expected = f"a number for each of 1 to {MOST_CHANNELS} channels"
+            several = isinstance(values, tuple) and 1 <= len(values) <= MOST_CHANNELS
+            require(several, name, expected, values)
+            for value in values:
+                require_number(name, least, MOST_SCALE, value)
+        equal = len(self.std) == len(self.mean)
+        require(equal, "std", f"{len(self.mean)} numbers as of mean", self.std)
 
     @property
     def channels(self) -> int:
@@ -76,12 +99,18 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Preprocessing":
-        return cls(
-            image_size=int(content["image_size"]),
-            crop_fraction=float(content["crop_fraction"]),
-            mean=tuple(float(value) for value in content["mean"]),
-            std=tuple(float(value) for value in content["std"]),
+        """Raises ValueError that names the field that is missing, of another type or too large."""
+        require(isinstance(content, dict), "preprocessing", "a table", content)
+        for name in ("image_size", "crop_fraction", "mean", "std"):
+            require(
+                name in content, "preprocessing", f"a field {name!r}", sorted(map(str, content))
+            )
+        require_choice("interpolation", ("bilinear",), content.get("interpolation", "bilinear"))
+        mean, std = (
+            tuple(content[name]) if isinstance(content[name], list) else content[name]
+            for name in ("mean", "std")
         )
+        return cls(content["image_size"], content["crop_fraction"], mean, std)
 
 
 def open_image(path: str | Path, channels: int) -> Image.Image:
@@ -90,6 +119,7 @@ def open_image(path: str | Path, channels: int) -> Image.Image:
     Raises:
         UserError: names the file, if it is missing, is no image or is damaged.
     """
+    require_regular(path, "an image")
     try:
         with Image.open(path) as image:
             image.load()
@@ -127,11 +157,16 @@ def check_images(
 
 def _check_image(path: str | Path, *, skip: bool) -> bool | UserError:
     try:
+        require_regular(path, "an image")
         with Image.open(path) as image:
             grayscale = image.mode in ("1", "L") or image.mode.startswith("I")
             # A JPEG decoded at an eighth of its size is read to the end at a third of the cost.
             image.draft(image.mode, (1, 1))
             image.load()
+    except UserError as error:
+        if skip:
+            return error
+        raise
     except Exception as error:
         if skip:
             return _unreadable(path, error)

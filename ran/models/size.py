@@ -1,4 +1,4 @@
-"""How many parameters a plan makes, before anything is built: a file of 400 bytes may ask for any."""
+"""How many parameters a plan makes, before it is built: 400 bytes of JSON may ask for any."""
 
 from collections.abc import Sequence
 
