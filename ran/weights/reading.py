@@ -1,6 +1,7 @@
 """Files and nested dictionaries to one flat dictionary of named tensors."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,9 @@ def load_torch(path: Path) -> Any:
     which torch.save never writes; for a damaged one whatever torch raises.
     """
     stored = zipfile.is_zipfile(path) and _require_unpacked(path, 1)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=stored)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of sparse tensors, which are refused
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=stored)
 
 
 def _require_unpacked(path: Path, times: int) -> bool:
