@@ -1,5 +1,6 @@
 """The command line: one file a command, thin over the Python functions that do the same."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,10 @@ class _Group(TyperGroup):
             return super().main(*arguments, **{**options, "standalone_mode": False})
         try:
             code = super().main(*arguments, **{**options, "standalone_mode": False})
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads, say `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
         except UserError as error:
             code = _fail("ran", str(error))
         except _UsageError as error:

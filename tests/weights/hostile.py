@@ -41,6 +41,7 @@ TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "sparse_coo": lambda value: value.to_sparse(),
     "sparse_csr": lambda value: value.to_sparse_csr(),
     "nested": lambda value: torch.nested.nested_tensor([value, value[:1]]),
+    "a nested one": lambda value: torch.nested.nested_tensor([value], layout=torch.jagged),
     "float8_e4m3fn": lambda value: value.to(torch.float8_e4m3fn),
     "complex64": lambda value: value.to(torch.complex64),
     "uint16": lambda value: value.abs().to(torch.uint16),

@@ -97,14 +97,6 @@ def test_a_card_out_of_range_is_named(
         assert said in refused(lambda: load_network(path))
 
 
-def test_a_subclass_of_a_tensor_is_not_unpickled(tmp_path: Path) -> None:
-    path = tmp_path / "jagged.ckpt"
-    write_checkpoint(path, lambda value: torch.nested.nested_tensor([value], layout=torch.jagged))
-    for read in (load_network, lambda path: ran.load_checkpoint(CARD.build(), path)):
-        said = refused(lambda read=read: read(path))  # type: ignore[misc]
-        assert said.startswith(f"{path}: expected ")
-
-
 def test_names_of_another_source_with_other_shapes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "scalars.pth"
     names = (
