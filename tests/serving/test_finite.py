@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import ran
-import ran_kernels
 from ran.errors import UserError
 
 from .deployed import NETWORKS, exact, images, shaped
@@ -40,14 +39,13 @@ def tensors(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize("name", ["authors", "CBAM bottleneck"])
 def test_weights_without_numbers_are_not_deployed(name: str) -> None:
     model = shaped(NETWORKS[name]())
-    for tensor in tensors(model)[::7]:
-        state = copy.deepcopy(model.state_dict())
+    state = model.state_dict()
+    for tensor in tensors(model)[:: len(state) // 5]:
+        kept = state[tensor].view(-1)[0].item()
         state[tensor].view(-1)[0] = math.nan
-        with ran_kernels.backend("reference"):
-            other = copy.deepcopy(model)
-        other.load_state_dict(state)
         with pytest.raises(UserError) as caught:
-            ran.deploy(other)
+            ran.deploy(model)
+        state[tensor].view(-1)[0] = kept
         count = state[tensor].numel()
         assert str(caught.value) == (
             f"model: expected finite numbers, {tensor} has NaN or infinity in 1 of {count:,}"
