@@ -63,7 +63,8 @@ def _read_file(path: Path) -> Any:
         if suffix == ".safetensors":
             return load_file(path)
         if suffix == ".npz":
-            _require_unpacked(path, MOST_EXPANSION)
+            if zipfile.is_zipfile(path):
+                _require_unpacked(path, MOST_EXPANSION)
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
         return load_torch(path)
