@@ -40,8 +40,9 @@ def require_choice(name: str, choices: Collection[object], got: object) -> None:
 
 def is_count(value: object, least: int, most: int | None = None) -> bool:
     """Whether ``value`` is an integer (and no bool) of at least ``least`` and at most ``most``."""
-    integer = isinstance(value, int) and not isinstance(value, bool)
-    return integer and value >= least and (most is None or value <= most)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return value >= least and (most is None or value <= most)
 
 
 def require_count(name: str, least: int, got: object, *, most: int | None = None) -> None:

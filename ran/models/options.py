@@ -30,8 +30,9 @@ def require_options(given: Mapping[str, Any], own: Collection[str], features: in
         require_known("option", known, option)
     require_choice("features_only", (None, False, True), given.get("features_only"))
     indices = given.get("out_indices")
-    several = isinstance(indices, Sequence) and not isinstance(indices, str) and len(indices) > 0
-    known_ones = several and all(is_count(i, -features, features - 1) for i in indices)
+    several = isinstance(indices, Sequence) and not isinstance(indices, str)
+    listed: Sequence[Any] = indices if several else ()  # type: ignore[assignment]
+    known_ones = len(listed) > 0 and all(is_count(i, -features, features - 1) for i in listed)
     require(
         indices is None or is_count(indices, 1, features) or known_ones,
         "out_indices",

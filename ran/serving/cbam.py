@@ -102,7 +102,7 @@ def folded(layers: nn.Module, name: str, make: Maker) -> nn.Sequential:
             relu = bool(rest) and type(rest[0]) is nn.ReLU
             if relu:
                 rest.pop(0)
-            made.append(make.conv(layer, norm, relu=relu, name=name))  # type: ignore[arg-type]
+            made.append(make.conv(layer, norm, relu=relu, name=name))
         elif type(layer) in (nn.MaxPool2d, nn.AvgPool2d):
             made.append(copy.deepcopy(layer))
         else:

@@ -40,7 +40,7 @@ def require_kind(layer: object, kinds: tuple[type[nn.Module], ...], name: str) -
         raise TypeError(f"{name}: expected {expected}, got {type(layer).__name__}")
 
 
-def affine_of(norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+def affine_of(norm: Any, name: str) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) in float64 that the normalisation applies in evaluation.
 
     Raises, with `name`, TypeError where it is none of `NORMS`, ValueError where it keeps no running
