@@ -86,17 +86,17 @@ def choose_cuda(torch):
         return None, None, "left out: RAN_CUDA=0"
     home, version = None, None
     if torch.version.cuda is None:
-        why = f"left out: torch {torch.__version__} is not a CUDA build"
+        why = f"torch {torch.__version__} is not a CUDA build"
     else:
         home, why = find_cuda_home()
         if home is not None:
             version = toolkit_version(home)
             if version.split(".")[0] != torch.version.cuda.split(".")[0]:
-                why = f"left out: toolkit {version} in {home}, torch is for {torch.version.cuda}"
+                why = f"toolkit {version} in {home}, torch is for {torch.version.cuda}"
                 home, version = None, None
     if home is None and wanted:
         sys.exit(f"ran-attention: RAN_CUDA=1 asks for CUDA kernels: {why}")
-    return home, version, why
+    return home, version, why if home else f"left out: {why}"
 
 
 def cap_jobs():

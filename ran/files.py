@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from .text import json_text
 
 #: Seconds for which a part of a file of another machine's process must have been left alone.
 ABANDONED = 3600
+#: Bytes of a JSON file of this package: a million class names of 60 letters.
+MOST_JSON = 64 << 20
 _HOST = re.sub(r"[^\w-]", "_", platform.node(), flags=re.ASCII)[:40]
 _PARTIAL = re.compile(r"\..*\.partial-(?:(?P<host>[\w-]*)-)?(?P<process>\d+)(?:\.[^.]*)?", re.ASCII)
 
@@ -113,6 +116,31 @@ def to_disk(path: Path) -> None:
         os.close(file)
 
 
+def require_regular(path: Any, what: str) -> None:
+    """Raises UserError where ``path`` is a device, a pipe or a socket: reading it may never end.
+
+    ``what`` was expected there. A folder, or nothing, is left to who reads it, and so is what is no
+    path, such as an open file.
+    """
+    if not isinstance(path, str | os.PathLike):
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    for is_kind, kind in _SPECIAL:
+        if is_kind(mode):
+            raise UserError(f"{path}: expected {what}, found {kind}")
+
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Raises UserError unless ``path`` may be written: call it before the work, not after.
 
@@ -178,7 +206,10 @@ def read_json(path: Path, *, format: str, version: int) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not such an object, or is of a newer version.
     """
+    require_regular(path, f"a {format} file")
     try:
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: expected a {format} file, found nothing there") from None

@@ -6,6 +6,8 @@ for inference. Each has three implementations: the compiled extension (C++ and C
 `ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this machine has.
 """
 
+import torch.fx
+
 from . import nn
 from .add_affine_relu import add_affine_relu, affine_relu
 from .attention_gate import attention_gate, attention_mask
@@ -35,3 +37,10 @@ __all__ = [
     "upsample",
     "upsample_add",
 ]
+
+# torch.fx traces networks with stand-ins for tensors, which the operators' checks would refuse.
+for _operator in (
+    *("add_affine_relu", "affine_relu", "attention_gate", "attention_mask", "cbam_gate"),
+    *("channel_pool", "conv_gate", "spatial_pool", "upsample", "upsample_add"),
+):
+    torch.fx.wrap(_operator)

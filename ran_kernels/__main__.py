@@ -1,7 +1,9 @@
 """``python -m ran_kernels``: versions, the build, devices, and which backend runs each operator."""
 
 import importlib.metadata
+import os
 import platform
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -10,8 +12,13 @@ from . import backends, extension, library
 
 
 def main() -> None:
-    for line in report():
-        print(line)
+    try:
+        for line in report():
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def report() -> Iterator[str]:
@@ -38,6 +45,9 @@ def _build() -> Iterator[str]:
     if extension.module is None:
         yield f"  {extension.why_not}"
         return
+    yield f"  {'path':<16}{extension.module.__file__}"
+    if extension.foreign:
+        yield f"  {'':<16}{extension.foreign}"
     info = extension.build_info()
     yield f"  {'compiler':<16}{info['compiler']}"
     yield f"  {'built with':<16}torch {info['torch']}, runs on torch >= {info['torch_target']}"

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,18 @@ else:
         # since everything would go on working, slowly.
         why_not = f"the compiled extension does not load: {error}"
         warnings.warn(f"ran_kernels: {why_not}", RuntimeWarning, stacklevel=2)
+
+#: What is wrong with where `module` lies; empty where it is in this package's folder.
+foreign = ""
+if (
+    module is not None
+    and Path(str(module.__file__)).parent.resolve() != Path(__file__).parent.resolve()
+):
+    # An editable installation of another checkout leaves it to find; it may be of other sources.
+    foreign = f"expected it in {Path(__file__).parent}: this one is of another checkout or build"
+    warnings.warn(
+        f"ran_kernels: the extension is {module.__file__}, {foreign}", RuntimeWarning, stacklevel=2
+    )
 
 _info: dict[str, Any] = module.build_info() if module is not None else {}
 

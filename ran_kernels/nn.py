@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,9 +63,9 @@ class CBAM(nn.Module):
 
     Kernels run it as one autograd node that saves x and small maps for the backward pass: about
     4/C of x's size, and its own result with `relu`. It runs as the composition of the
-    operators instead on the reference backend, in torch.export, and wherever the node would pass
-    over something: where a part has been replaced by another kind of module, or has hooks of any
-    kind, or holds tensors that are no plain ones, as quantised weights are.
+    operators instead on the reference backend, in torch.export and torch.fx, and wherever the node
+    would pass over something: where a part has been replaced by another kind of module, or has
+    hooks of any kind, or holds tensors that are no plain ones, as quantised weights are.
 
     Args:
         channels: of x.
@@ -117,6 +119,8 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
         """CBAM of x (N, C, H, W), plus `shortcut` (N, C, H, W), through a ReLU with `relu`."""
+        if isinstance(x, torch.fx.Proxy):
+            return self._composed(x, shortcut, relu)
         require_tensor("x", x)
         # A part that was put in later may not say its sizes.
         sizes = "in_channels" if self.mlp_conv else "in_features"

@@ -97,9 +97,11 @@ def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProce
         ({"RAN_CUDA": "yes"}, 1, "RAN_CUDA: expected 0 or 1, got 'yes'"),
         ({"RAN_CUDA": "0"}, 0, "CUDA kernels left out: RAN_CUDA=0"),
         ({"RAN_CUDA": "1", "CUDA_HOME": "/nonexistent"}, 1, "RAN_CUDA=1 asks for CUDA kernels: "),
+        ({"CUDA_HOME": "/nonexistent"}, 0, "CUDA kernels left out: "),
+        ({"CUDA_PATH": "/nonexistent"}, 0, "CUDA kernels left out: "),
         ({"RAN_NO_EXTENSION": "1"}, 0, "no compiled extension: RAN_NO_EXTENSION=1"),
     ],
-    ids=["not-a-switch", "without", "required", "no-extension"],
+    ids=["not-a-switch", "without", "required", "no-toolkit", "no-toolkit-path", "no-extension"],
 )
 def test_setup_says_what_it_builds_and_why(
     environment: dict[str, str], code: int, said: str
@@ -130,6 +132,67 @@ def test_a_wrapper_on_the_path_does_not_mislead_it(wrapper_on_the_path: Path) ->
     home = Path(chosen.group(1))
     assert home != wrapper_on_the_path.parent
     assert (home / "include" / "cuda_runtime.h").is_file()
+
+
+def test_an_extension_of_another_checkout_is_named(tmp_path: Path) -> None:
+    # The sources of one checkout, with the compiled file of another, as an editable installation
+    # of the other leaves it to find.
+    package = tmp_path / "ran_kernels"
+    for source in (ROOT / "ran_kernels").rglob("*.py"):
+        target = package / source.relative_to(ROOT / "ran_kernels")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source.read_text())
+    assert extension.module is not None
+    compiled = str(extension.module.__file__)
+    program = (
+        "import sys, importlib.machinery as m, importlib.util as u\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        at = {compiled!r}\n"
+        "        if name == 'ran_kernels._C':\n"
+        "            return u.spec_from_file_location(name, at)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from ran_kernels.__main__ import main; main()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    said = f"expected it in {package}: this one is of another checkout or build"
+    assert re.search(rf"path +{re.escape(compiled)}\n +{re.escape(said)}", run.stdout)
+    assert said in run.stderr
+
+
+def test_the_report_says_where_the_extension_is() -> None:
+    from ran_kernels.__main__ import report
+
+    assert extension.module is not None
+    lines = list(report())
+    assert f"  {'path':<16}{extension.module.__file__}" in lines
+    assert not any("another checkout" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", [["ran_kernels"], ["ran", "info"], ["ran", "models"]], ids=str)
+def test_a_reader_that_leaves_is_no_error(command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", *command],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert run.stderr == ""
+    assert run.returncode == 1
 
 
 def test_without_the_extension_everything_still_imports_and_runs(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Image files decoded, whatever they are: every image that is read comes through here."""
 
 import os
-import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -12,20 +11,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from ..cores import usable_cores
 from ..errors import UserError
+from ..files import require_regular
+from ..processes import usable_cores
 from .samples import samples_of, to_8_bits
 
 #: Pillow's names of the formats that are read, by what a file holds, however it is called. Others
 #: that Pillow knows start programs (EPS), read further files, or are no pictures.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-_NO_FILE = {
-    stat.S_IFDIR: "folder",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "device",
-    stat.S_IFBLK: "device",
-}
 
 #: A path, or an open file, which timm's readers give.
 Source = str | Path | IO[bytes]
@@ -85,7 +78,9 @@ def _check_image(path: str | Path, *, skip: bool) -> bool | UserError:
 def _decode(source: Source, *, draft: bool = False) -> Image.Image:
     """Upright, of 8 bits, in the colours it is stored in; a ``draft`` may be smaller."""
     if isinstance(source, str | Path):
-        _require_file(source)
+        require_regular(source, "an image")
+        if not os.stat(source).st_size:
+            raise UserError(f"{source}: expected a readable image: it is empty")
         with open(source, "rb") as file:
             return _decode(file, draft=draft)
     with Image.open(source, formats=_formats()) as image:
@@ -117,22 +112,14 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _require_file(path: str | Path) -> None:
-    """Raises UserError for what would wait for ever, or never end, when it is read."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        kind = _NO_FILE.get(stat.S_IFMT(status.st_mode), "something else")
-        raise UserError(f"{path}: expected an image, found a {kind}")
-    if not status.st_size:
-        raise UserError(f"{path}: expected a readable image: it is empty")
-
-
 def _unreadable(source: Source, error: Exception) -> UserError:
     name = source if isinstance(source, str | Path) else getattr(source, "name", "image")
     if isinstance(error, UserError):
         return error
     if isinstance(error, FileNotFoundError):
         return UserError(f"{name}: expected an image, found nothing there")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{name}: expected an image, found a folder")
     if isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(_formats())}"
     elif isinstance(error, OSError) and error.strerror:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from ..checks import require_image_size
+from ..checks import require, require_choice, require_image_size, require_number
 
 #: Side at and below which an image is taken to be its subject, with no border to crop away.
 SMALL_IMAGE = 64
@@ -15,6 +15,12 @@ SMALL_IMAGE = 64
 #: ends, of which the centre crop leaves nothing, are cut off first: resized, they may be a million
 #: times as many pixels as the image has.
 MOST_ASPECT = 16
+#: Channels of what a network may see.
+MOST_CHANNELS = 1024
+#: An image is enlarged to its crop divided by this, before it is cropped.
+LEAST_CROP = 0.25
+#: Of a mean and of a deviation, whose least is one divided by it: values are in [0, 1].
+MOST_SCALE = 1e4
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Preprocessing:
         mean, std: of each channel, for values scaled to [0, 1]; their length is the number of
             channels.
 
-    Raises UserError for a size that no image can have.
+    Raises ValueError where an attribute is out of its range; it is named.
     """
 
     image_size: int
@@ -37,6 +43,16 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         require_image_size(self.image_size)
+        require_number("crop_fraction", LEAST_CROP, 1, self.crop_fraction)
+        for name, least in (("mean", -MOST_SCALE), ("std", 1 / MOST_SCALE)):
+            values = getattr(self, name)
+            expected = f"a number for each of 1 to {MOST_CHANNELS} channels"
+            several = isinstance(values, tuple) and 1 <= len(values) <= MOST_CHANNELS
+            require(several, name, expected, values)
+            for value in values:
+                require_number(name, least, MOST_SCALE, value)
+        equal = len(self.std) == len(self.mean)
+        require(equal, "std", f"{len(self.mean)} numbers as of mean", self.std)
 
     @property
     def channels(self) -> int:
@@ -75,12 +91,18 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Preprocessing":
-        return cls(
-            image_size=int(content["image_size"]),
-            crop_fraction=float(content["crop_fraction"]),
-            mean=tuple(float(value) for value in content["mean"]),
-            std=tuple(float(value) for value in content["std"]),
+        """Raises ValueError that names the field that is missing, of another type or too large."""
+        require(isinstance(content, dict), "preprocessing", "a table", content)
+        for name in ("image_size", "crop_fraction", "mean", "std"):
+            require(
+                name in content, "preprocessing", f"a field {name!r}", sorted(map(str, content))
+            )
+        require_choice("interpolation", ("bilinear",), content.get("interpolation", "bilinear"))
+        mean, std = (
+            tuple(content[name]) if isinstance(content[name], list) else content[name]
+            for name in ("mean", "std")
         )
+        return cls(content["image_size"], content["crop_fraction"], mean, std)
 
 
 def _without_ends(images: Tensor, scale: float) -> Tensor:

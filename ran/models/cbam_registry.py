@@ -47,7 +47,7 @@ default_cfgs = {
 
 def _build(name: str, pretrained: bool, **options: Any) -> CbamResNet:
     require(not pretrained, "pretrained", f"False, as {name} has no weights here", pretrained)
-    require_options(options, _OPTIONS)
+    require_options(options, _OPTIONS, features=5)
     model = build_model_with_cfg(
         CbamResNet,
         name,

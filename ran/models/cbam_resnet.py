@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from ..checks import (
     require_probability,
 )
 from .modes import checkpointed, evaluating, stored
+from .size import cbam_parameters, require_parameters
+
+# As in residual_attention.py.
+torch.fx.wrap("require_images")
 
 
 class CbamGates(NamedTuple):
@@ -101,6 +106,8 @@ class CbamBottleneck(_CbamBlock, Bottleneck):
         return self.bn3(self.conv3(x))
 
 
+#: Residual blocks of a network, a second or two to build.
+MOST_BLOCKS = 1_000
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 BLOCKS: dict[str, type[_CbamBlock]] = {"basic": CbamBasicBlock, "bottleneck": CbamBottleneck}
 
@@ -168,6 +175,13 @@ class CbamResNet(ResNet):
         require_choice("stride_in_1x1", (False, True), stride_in_1x1)
         require_probability("drop_rate", drop_rate)
         require_head(num_classes, global_pool)
+        require(sum(layers) <= MOST_BLOCKS, "layers", f"at most {MOST_BLOCKS:,} in all", layers)
+        expected = "at least one channel in each group"
+        require(min(channels) * base_width >= 64, "base_width", expected, base_width)
+        parameters = cbam_parameters(
+            block, layers, channels, cardinality, base_width, reduction, in_chans, num_classes
+        )
+        require_parameters("channels", parameters)
         super().__init__(
             BLOCKS[block],  # type: ignore[arg-type] # timm annotates a class as its instance
             tuple(layers),

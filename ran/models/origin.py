@@ -9,7 +9,7 @@ from torch import nn
 from .options import TIMM_OPTIONS
 
 #: Options that shape what is built; timm's others say where files are and what is published.
-_SHAPING = frozenset({"feature_cls", "features_only", "out_indices"})
+SHAPING = frozenset({"feature_cls", "features_only", "out_indices"})
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Origin:
 
 def record_origin(model: nn.Module, name: str, options: dict[str, Any]) -> None:
     """Note on ``model`` that ``name`` and ``options`` gave it."""
-    passing = {key for key in TIMM_OPTIONS if key not in _SHAPING or options.get(key) is None}
+    passing = {key for key in TIMM_OPTIONS if key not in SHAPING or options.get(key) is None}
     kept = {key: value for key, value in options.items() if key not in passing}
     # Not nn.Module's business: it is neither a parameter nor a module. A copy, as lists may change.
     model.origin = Origin(name, deepcopy(kept))  # type: ignore[assignment]

@@ -95,11 +95,11 @@ _OPTIONS = SPEC_FIELDS | {"width_multiplier"}
 
 def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetwork:
     require(not pretrained, "pretrained", f"False, as {name} has no published weights", pretrained)
-    require_options(options, _OPTIONS)
     given = dict(options)
     spec = SPECS[name].scaled(options.pop("width_multiplier", 1.0))
     spec = replace(spec, **{key: options.pop(key) for key in SPEC_FIELDS & options.keys()})
     features = 1 + len(spec.modules) + (spec.tail_units > 0)
+    require_options(given, _OPTIONS, features)
     model = build_model_with_cfg(
         ResidualAttentionNetwork,
         name,

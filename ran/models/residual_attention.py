@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.fx
 from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
@@ -19,15 +19,12 @@ from ..checks import (
 )
 from .attention import AttentionFeatures, AttentionModule
 from .modes import checkpointed, evaluating, stored
+from .size import attention_parameters, require_parameters
 from .spec import NetworkSpec
 from .units import UNITS, init_weights, max_pool
 
-
-class FinalNorm(nn.BatchNorm2d):
-    """Batch normalisation and ReLU that close a network of pre-activation units."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(super().forward(x), inplace=True)
+# For torch.fx, which cannot look into what asks for a shape: a call of its own in the graph.
+torch.fx.wrap("require_images")
 
 
 def _stem(spec: NetworkSpec, in_chans: int) -> nn.Sequential:
@@ -92,6 +89,7 @@ class ResidualAttentionNetwork(nn.Module):
         require_count("in_chans", 1, in_chans)
         require_probability("drop_rate", drop_rate)
         require_head(num_classes, global_pool)
+        require_parameters("widths", attention_parameters(spec, in_chans, num_classes))
         self.spec = spec
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -122,7 +120,9 @@ class ResidualAttentionNetwork(nn.Module):
 
         self.num_features = self.head_hidden_size = widths[-1]
         # Units of the ResNeXt kind end in a normalised ReLU already.
-        self.norm = FinalNorm(self.num_features) if spec.unit == "preact" else nn.Identity()
+        preact = spec.unit == "preact"
+        self.norm = nn.BatchNorm2d(self.num_features) if preact else nn.Identity()
+        self.act = nn.ReLU(inplace=True) if preact else nn.Identity()
         self.head = ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
         )
@@ -141,6 +141,9 @@ class ResidualAttentionNetwork(nn.Module):
     def _open(self, x: Tensor) -> Tensor:
         return self.stem_pool(self.stem(x))
 
+    def _close(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x))
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Features (N, num_features, h, w) before the pooling, normalised, from (N, C, H, W)."""
         self._check(x)
@@ -148,7 +151,7 @@ class ResidualAttentionNetwork(nn.Module):
         x = run(self.stem, self._open, x)
         for stage in self.stages:
             x = self._run(stage, x)
-        return self.norm(x)
+        return self._close(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (N, num_classes) of ``forward_features``' output, or (N, num_features) before."""
@@ -183,10 +186,10 @@ class ResidualAttentionNetwork(nn.Module):
         for index, stage in enumerate(stages, start=1):
             x = self._run(stage, x)
             if index in take:
-                intermediates.append(self.norm(x) if norm and index == final else x)
+                intermediates.append(self._close(x) if norm and index == final else x)
         if intermediates_only:
             return intermediates
-        return self.norm(x) if len(stages) == final else x, intermediates
+        return self._close(x) if len(stages) == final else x, intermediates
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.feature_info)
@@ -207,7 +210,7 @@ class ResidualAttentionNetwork(nn.Module):
         last = max(take)
         shortened = last < len(self.stages)
         if prune_norm or shortened:
-            self.norm = nn.Identity()
+            self.norm = self.act = nn.Identity()
         self.stages = self.stages[:last]
         if shortened:
             # The classifier was sized for the last stage's features.

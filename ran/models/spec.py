@@ -1,18 +1,25 @@
 """What distinguishes one residual attention network from another."""
 
 from dataclasses import dataclass, fields, replace
-from math import inf
 
 from ..checks import is_count, require, require_choice, require_count
 from .attention import ACTIVATIONS, GRAPHS
 from .units import POOLS, UNITS, WIDTH_MULTIPLES
+
+#: Residual units of a network, a few seconds to build; Attention-452 has 352.
+MOST_UNITS = 1_000
+MOST_STAGES, MOST_STRIDE, MOST_KERNEL, MOST_WIDTH = 16, 64, 63, 1 << 20
+#: A mask of this depth needs features of 131,072 pixels a side.
+MOST_DEPTH = 16
+MOST_MULTIPLIER = 64
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
     """The plan of a network; the defaults are Attention-56 for ImageNet (table 2 of the paper).
 
-    Raises ValueError where a value cannot be built, naming the field.
+    Raises ValueError where a value cannot be built, naming the field: also where all of them would
+    make more than ``MOST_UNITS`` residual units.
     """
 
     modules: tuple[int, ...] = (1, 1, 1)
@@ -58,22 +65,29 @@ class NetworkSpec:
         require_choice("graph", GRAPHS, self.graph)
         require_choice("residual", (True, False), self.residual)
         require_choice("stem_pool", (0, 2, 3), self.stem_pool)
-        for name, least in (("modules", 0), ("widths", 1), ("strides", 1), ("mask_depths", 0)):
-            self._check_stages(name, least)
-        for name, least in (
-            ("stem_width", 1),
-            ("stem_kernel", 1),
-            ("stem_stride", 1),
-            ("tail_width", 1),
-            ("tail_stride", 1),
-            ("tail_units", 0),
-            ("p", 0),
-            ("t", 1),
-            ("r", 1),
+        for name, least, most in (
+            ("modules", 0, MOST_UNITS),
+            ("widths", 1, MOST_WIDTH),
+            ("strides", 1, MOST_STRIDE),
+            ("mask_depths", 0, MOST_DEPTH),
         ):
-            require_count(name, least, getattr(self, name))
+            self._check_stages(name, least, most)
+        for name, least, most in (
+            ("stem_width", 1, MOST_WIDTH),
+            ("stem_kernel", 1, MOST_KERNEL),
+            ("stem_stride", 1, MOST_STRIDE),
+            ("tail_width", 1, MOST_WIDTH),
+            ("tail_stride", 1, MOST_STRIDE),
+            ("tail_units", 0, MOST_UNITS),
+            ("p", 0, MOST_UNITS),
+            ("t", 1, MOST_UNITS),
+            ("r", 1, MOST_UNITS),
+        ):
+            require_count(name, least, getattr(self, name), most=most)
         if self.post_units is not None:
-            require_count("post_units", 0, self.post_units)
+            require_count("post_units", 0, self.post_units, most=MOST_UNITS)
+        together = f"at most {MOST_UNITS:,} residual units of all modules and the tail together"
+        require(self.units <= MOST_UNITS, "modules", together, self.units)
         require(self.stem_kernel % 2 == 1, "stem_kernel", "an odd integer", self.stem_kernel)
         multiple = WIDTH_MULTIPLES[self.unit]
         expected = f"multiples of {multiple} for {self.unit!r} units"
@@ -82,7 +96,7 @@ class NetworkSpec:
         )
         require(self.tail_width % multiple == 0, "tail_width", expected, self.tail_width)
 
-    def _check_stages(self, name: str, least: int) -> None:
+    def _check_stages(self, name: str, least: int, most: int) -> None:
         values = getattr(self, name)
         if isinstance(values, list):
             # Lists come from JSON and command lines; a spec stays hashable.
@@ -91,16 +105,31 @@ class NetworkSpec:
         require(
             isinstance(values, tuple)
             and len(values) == max(1, len(self.modules))
-            and all(is_count(value, least) for value in values),
+            and len(values) <= MOST_STAGES
+            and all(is_count(value, least, most) for value in values),
             name,
-            f"one integer of at least {least} for each stage",
+            f"one integer of at least {least} and at most {most} for each stage, of at most "
+            f"{MOST_STAGES}",
             values,
         )
 
+    def module_units(self, stage: int) -> int:
+        """Residual units in one attention module of the stage, both branches counted."""
+        depth = self.mask_depths[stage]
+        post = self.p if self.post_units is None else self.post_units
+        return self.p + self.t + post + 2 * self.r * max(depth, 1) + max(depth - 1, 0)
+
+    @property
+    def units(self) -> int:
+        """Residual units of the whole network."""
+        modules = (count * self.module_units(i) for i, count in enumerate(self.modules))
+        return len(self.widths) + sum(modules) + self.tail_units
+
     def scaled(self, multiplier: float) -> "NetworkSpec":
         """The same plan with every width times ``multiplier``, rounded to what units allow."""
-        positive = isinstance(multiplier, int | float) and 0 < multiplier < inf
-        require(positive, "width_multiplier", "a positive number", multiplier)
+        positive = isinstance(multiplier, int | float) and 0 < multiplier <= MOST_MULTIPLIER
+        expected = f"a positive number of at most {MOST_MULTIPLIER}"
+        require(positive, "width_multiplier", expected, multiplier)
         multiple = max(8, WIDTH_MULTIPLES[self.unit])
 
         def scale(width: int, multiple: int) -> int:

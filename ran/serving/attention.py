@@ -19,7 +19,7 @@ from ..checks import require_images
 from ..models.attention import AttentionModule, SoftMaskBranch
 from ..models.residual_attention import ResidualAttentionNetwork
 from ..models.units import PreActUnit, ResNeXtUnit
-from .layers import Affine, Conv, Maker
+from .layers import Affine, Conv, Maker, require_kind
 
 Pair = tuple[Tensor, Tensor | None]
 
@@ -214,6 +214,7 @@ class DeployedResidualAttention(nn.Module):
         self.in_chans, self.num_classes = model.in_chans, model.num_classes
         self.minimum_size = model.minimum_size
         stem = model.stem
+        require_kind(stem.act, (nn.ReLU,), "stem.act")
         self.stem = make.conv(stem.conv, stem.norm, relu=True, name="stem")  # type: ignore[arg-type]
         self.stem_pool = copy.deepcopy(model.stem_pool)
         self.blocks = nn.ModuleList()
@@ -227,7 +228,9 @@ class DeployedResidualAttention(nn.Module):
                 )
                 self.blocks.append(deployed)
         self.norm: Affine | None = None
-        if isinstance(model.norm, nn.BatchNorm2d):
+        identical = type(model.norm) is nn.Identity
+        require_kind(model.act, (nn.Identity if identical else nn.ReLU,), "act")
+        if not identical:
             self.norm = make.affine(model.norm, "norm")
         self.head = copy.deepcopy(model.head)
 

@@ -11,7 +11,7 @@ import ran_kernels
 from ran_kernels.nn import CBAM
 
 from ..models.cbam_resnet import STAGES, CbamBasicBlock, CbamBottleneck
-from .layers import Maker
+from .layers import NORMS, Maker, require_kind
 
 #: The kinds of block, by how many convolutions their branch has.
 BLOCKS: dict[type, int] = {CbamBasicBlock: 2, BasicBlock: 2, CbamBottleneck: 3, Bottleneck: 3}
@@ -19,21 +19,14 @@ BLOCKS: dict[type, int] = {CbamBasicBlock: 2, BasicBlock: 2, CbamBottleneck: 3, 
 IDLE = (nn.Identity, nn.Dropout)
 
 
-def _require(layer: object, kind: type[nn.Module], name: str) -> None:
-    # No subclass: it may compute something else.
-    if type(layer) is not kind:
-        raise TypeError(f"{name}: expected {kind.__name__}, got {type(layer).__name__}")
-
-
 class DeployedCBAM(nn.Module):
     """`ran_kernels.nn.CBAM` with the normalisation in its convolution."""
 
     def __init__(self, cbam: CBAM, name: str, make: Maker) -> None:
         super().__init__()
-        layer = nn.Conv2d if cbam.mlp_conv else nn.Linear
-        for part, kind in (("fc1", layer), ("fc2", layer), ("norm", nn.BatchNorm2d)):
-            _require(getattr(cbam, part), kind, f"{name}.{part}")
-        self.fc1, self.fc2 = make.linear(cbam.fc1), make.linear(cbam.fc2, times=2)
+        self.fc1 = make.linear(cbam.fc1, f"{name}.fc1")
+        self.fc2 = make.linear(cbam.fc2, f"{name}.fc2", times=2)
+        require_kind(cbam.conv, (nn.Conv2d,), f"{name}.conv")
         conv = copy.deepcopy(cbam.conv)
         if cbam.mean_first:  # the kernel's maps are maximum, then mean
             conv.weight.data = conv.weight.data.flip(1)
@@ -68,16 +61,14 @@ class DeployedBlock(nn.Module):
         self.cbam: DeployedCBAM | None = cbam
         for part in ("act1", "act2", "act3"):
             if hasattr(block, part):
-                _require(getattr(block, part), nn.ReLU, f"{name}.{part}")
+                require_kind(getattr(block, part), (nn.ReLU,), f"{name}.{part}")
         for part in ("aa", "drop_block"):
             if getattr(block, part, None) is not None:
-                _require(getattr(block, part), nn.Identity, f"{name}.{part}")
+                require_kind(getattr(block, part), (nn.Identity,), f"{name}.{part}")
         self.branch = nn.Sequential()
         for index in range(1, count + 1):
             last = index == count
-            norm = getattr(block, f"bn{index}")
-            _require(norm, nn.BatchNorm2d, f"{name}.bn{index}")
-            conv = getattr(block, f"conv{index}")
+            norm, conv = getattr(block, f"bn{index}"), getattr(block, f"conv{index}")
             relu = not last or cbam is None
             layer = make.conv(conv, norm, relu=relu, name=f"{name}.conv{index}")
             self.branch.append(layer)
@@ -107,11 +98,11 @@ def folded(layers: nn.Module, name: str, make: Maker) -> nn.Sequential:
     while rest:
         layer = rest.pop(0)
         if type(layer) is nn.Conv2d:
-            norm = rest.pop(0) if rest and type(rest[0]) is nn.BatchNorm2d else None
+            norm = rest.pop(0) if rest and type(rest[0]) in NORMS else None
             relu = bool(rest) and type(rest[0]) is nn.ReLU
             if relu:
                 rest.pop(0)
-            made.append(make.conv(layer, norm, relu=relu, name=name))  # type: ignore[arg-type]
+            made.append(make.conv(layer, norm, relu=relu, name=name))
         elif type(layer) in (nn.MaxPool2d, nn.AvgPool2d):
             made.append(copy.deepcopy(layer))
         else:

@@ -1,6 +1,7 @@
 """Networks made for serving: `ran.deploy`."""
 
 import threading
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,16 +11,14 @@ from torch import Tensor, nn
 
 from ran_kernels import backends
 
-from ..checks import require_choice, require_images
+from ..checks import require_choice, require_finite, require_images
 from ..models.cbam_resnet import CbamResNet
 from ..models.residual_attention import ResidualAttentionNetwork
 from .attention import DeployedResidualAttention
 from .cbam import DeployedCbamResNet
-from .layers import Conv, Maker
+from .layers import LAYOUTS, Conv, Maker
 from .plan import Kept, Plans, may_keep, modules_of
 
-#: What a deployed network's images, weights and activations are laid out as.
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 #: Calls before a CUDA graph is captured: cuDNN chooses its algorithms, allocators settle.
 _WARM_UP_CALLS = 3
@@ -59,10 +58,14 @@ def deploy(
     Returns:
         Images (N, in_chans, H, W) of any floating-point dtype, on the network's device, to logits
         (N, num_classes) in `dtype`. Several threads may call it at the same time. It gives no
-        gradients, and ``train()`` raises RuntimeError.
+        gradients, and ``train()`` raises RuntimeError. An image with NaN or infinity in it has NaN
+        for all its logits, and the others of the batch have theirs. What grows beyond `dtype` in
+        between, say beyond 65504 in float16, may not show: a fused ReLU makes 0 of NaN.
 
     Raises:
         TypeError: `model` is no known network, or holds a layer that is unknown; it is named.
+        UserError: a ValueError. A tensor of `model`, which is named, holds NaN or infinity, or
+            would in `dtype`.
         ValueError: `dtype` or `layout` is none of the above, `graph` is asked for on another device
             than CUDA, a layer has hooks, or a normalisation keeps no running statistics.
     """
@@ -75,7 +78,8 @@ def deploy(
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"model: expected no hooks, as they would be lost; {name!r} has some")
-    make = Maker(dtype, LAYOUTS[layout], fuse_gate)
+    require_finite("model", model.state_dict())
+    make = Maker(dtype, layout, fuse_gate)
     network: nn.Module
     # No subclass: it may compute something else.
     if type(model) is ResidualAttentionNetwork:
@@ -88,6 +92,8 @@ def deploy(
             f"ran_kernels.fuse, got {type(model).__name__}"
         )
     deployed = Deployed(network, make, graph)
+    short = str(dtype).removeprefix("torch.")
+    require_finite(f"model, folded, in {short}", network.state_dict())
     if graph and deployed.device.type != "cuda":
         raise ValueError(f"graph: expected a model on CUDA, got one on {deployed.device}")
     if example is not None:
@@ -96,7 +102,13 @@ def deploy(
 
 
 class Deployed(nn.Module):
-    """What `deploy` makes. A call changes nothing in it but the plans and graphs kept."""
+    """What `deploy` makes. A call changes nothing in it but the plans and graphs kept.
+
+    They hold for the weights as they are. Weights may be loaded, replaced and written into in place
+    as those of any module; plans are then made again. What PyTorch does not count, which is writing
+    through ``w.data``, ``w.numpy()`` or a pointer, asks for ``forget_plans()`` afterwards. Tensors
+    that inference mode made are never counted, and a network of them keeps no plan.
+    """
 
     def __init__(self, network: nn.Module, make: Maker, graph: bool) -> None:
         super().__init__()
@@ -110,7 +122,7 @@ class Deployed(nn.Module):
         self.num_classes: int = network.num_classes  # type: ignore[assignment]
         self.minimum_size: int = getattr(network, "minimum_size", 1)
         self.training = False
-        self._forget()
+        self._begin()
 
     @property
     def device(self) -> torch.device:
@@ -123,18 +135,38 @@ class Deployed(nn.Module):
         exporting = torch.compiler.is_compiling()
         with nullcontext() if exporting else torch.no_grad():
             require_images(x, self.in_chans, self.minimum_size)
-            x = x.to(self.dtype, memory_format=self.layout)
-            if exporting or not may_keep(modules := modules_of(self.network), x):
+            x = x.to(self.dtype, memory_format=LAYOUTS[self.layout])
+            if exporting:
                 return self.network(x)
-            if self.graph and x.is_cuda:
-                return self._graph_of(modules, x)(x)
-            return self._plans(modules, x)
+            return _as_finite_as(x, self._run(x))
 
     def train(self, mode: bool = True) -> "Deployed":
         """Raises RuntimeError for `mode`: there is nothing left to train."""
         if mode:
             raise RuntimeError("train: a deployed network is for inference; train the original")
         return super().train(False)
+
+    def forget_plans(self) -> None:
+        """Drop all plans, packed weights and CUDA graphs, for what wrote into weights unseen."""
+        self._begin()
+        for module in self.network.modules():
+            if isinstance(module, Conv):
+                module.forget()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], *arguments: Any, **options: Any
+    ) -> Any:
+        """As ``nn.Module``'s; raises UserError, and loads nothing, where a tensor is not finite."""
+        require_finite("state_dict", state_dict)
+        return super().load_state_dict(state_dict, *arguments, **options)
+
+    def _run(self, x: Tensor) -> Tensor:
+        modules = modules_of(self.network)
+        if not may_keep(modules, x):
+            return self.network(x)
+        if self.graph and x.is_cuda:
+            return self._graph_of(modules, x)(x)
+        return self._plans(modules, x)
 
     def _graph_of(self, modules: list[nn.Module], x: Tensor) -> "_Graph":
         key = (x.shape, backends.current())
@@ -145,7 +177,7 @@ class Deployed(nn.Module):
             graph: _Graph = graphs[key]
             return graph
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         self._plans, self._graphs, self._lock = Plans(), Kept(), threading.Lock()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Deployed":
@@ -155,7 +187,7 @@ class Deployed(nn.Module):
 
     def _replicate_for_data_parallel(self) -> "Deployed":
         replica: Deployed = super()._replicate_for_data_parallel()
-        replica._forget()
+        replica._begin()
         return replica
 
     # Plans, graphs and locks are of this process: a copy makes its own.
@@ -166,7 +198,16 @@ class Deployed(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget()
+        self._begin()
+
+
+def _as_finite_as(x: Tensor, out: Tensor) -> Tensor:
+    """`out`, NaN for every image of x that holds NaN or infinity, which fused ReLUs make 0 of.
+
+    A pass over the images alone, with no wait for a GPU.
+    """
+    nothing = (x * 0).sum((1, 2, 3)).to(out.dtype)
+    return out + nothing.view(-1, *[1] * (out.dim() - 1))
 
 
 class _Graph:

@@ -13,20 +13,41 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import ran_kernels
 
-from .plan import MOST_SHAPES, version_of
+from ..errors import UserError
+from .plan import MOST_SHAPES, is_watched, marks_of
 
 #: The dtypes that cuDNN's fused convolutions are called in.
 _CUDNN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+#: How images, weights and activations may be laid out. Modules keep the name, which every protocol
+#: of pickle can write.
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+#: What scales and shifts in evaluation: `nn.BatchNorm2d`, and what conversions make of it.
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
-def affine_of(norm: nn.BatchNorm2d, name: str) -> tuple[Tensor, Tensor]:
+
+def require_kind(layer: object, kinds: tuple[type[nn.Module], ...], name: str) -> None:
+    """Raises TypeError, with `name`, unless the layer is of one of `kinds`.
+
+    No subclass: it may compute something else.
+    """
+    if type(layer) not in kinds:
+        *others, last = [kind.__name__ for kind in kinds]
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise TypeError(f"{name}: expected {expected}, got {type(layer).__name__}")
+
+
+def affine_of(norm: Any, name: str) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) in float64 that the normalisation applies in evaluation.
 
-    Raises ValueError, with `name`, where it keeps no running statistics.
+    Raises, with `name`, TypeError where it is none of `NORMS`, ValueError where it keeps no running
+    statistics, and UserError where they give no numbers, such as those of a negative variance.
     """
+    require_kind(norm, NORMS, name)
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f"{name}: expected a normalisation with running statistics, it has none")
     mean, variance = norm.running_mean.double(), norm.running_var.double()
@@ -34,7 +55,11 @@ def affine_of(norm: nn.BatchNorm2d, name: str) -> tuple[Tensor, Tensor]:
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
     shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    if not bool((scale.isfinite() & shift.isfinite()).all()):
+        raise UserError(f"{name}: expected statistics that normalise, they give NaN or infinity")
+    return scale, shift
 
 
 def _onednn_takes(weight: Tensor) -> bool:
@@ -52,13 +77,14 @@ class Conv(nn.Module):
 
     Args:
         conv: the convolution, whose weights are copied.
-        norm: the normalisation after it, or None.
+        norm: the normalisation after it, or None; an identity where it is folded already.
         relu: whether a ReLU ends it.
         name: of the convolution in its network, for errors.
         dtype: of the weights.
         layout: of the weights.
 
-    Raises ValueError where the padding is no number of zeros.
+    Raises ValueError where the padding is no number of zeros, TypeError where `conv` or `norm` is
+    another kind of layer.
     """
 
     weight: Tensor
@@ -67,19 +93,20 @@ class Conv(nn.Module):
     def __init__(
         self,
         conv: nn.Conv2d,
-        norm: nn.BatchNorm2d | None = None,
+        norm: nn.Module | None = None,
         *,
         relu: bool = False,
         name: str,
         dtype: torch.dtype,
-        layout: torch.memory_format,
+        layout: str,
     ) -> None:
         super().__init__()
+        require_kind(conv, (nn.Conv2d,), name)
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError(f"{name}: expected a padding of zeros by number, got {conv.padding!r}")
         weight = conv.weight.detach().double()
         bias = None if conv.bias is None else conv.bias.detach().double()
-        if norm is not None:
+        if norm is not None and type(norm) is not nn.Identity:
             scale, shift = affine_of(norm, name)
             weight = weight * scale[:, None, None, None]
             bias = shift if bias is None else shift + bias * scale
@@ -117,7 +144,7 @@ class Conv(nn.Module):
     def _by_onednn(self, x: Tensor, added: Tensor | None, into: bool) -> Tensor:
         form = (self._packed(x), self.bias, self.padding, self.stride, self.dilation, self.groups)
         relu = "relu" if self.relu else None
-        if added is not None and (self.groups > 1 or self._layout != torch.channels_last):
+        if added is not None and (self.groups > 1 or self._layout != "channels_last"):
             # oneDNN's epilogue does not add there, and PyTorch's stand-in takes not every dtype.
             y = torch.ops.mkldnn._convolution_pointwise(x, *form, "none", [], "").add_(added)
             return y.relu_() if self.relu else y
@@ -157,25 +184,31 @@ class Conv(nn.Module):
     # without one, a 1x1 convolution of 1024 channels takes ten times as long.
 
     def _packed(self, x: Tensor) -> Tensor:
-        if self._layout != torch.channels_last:
+        if self._layout != "channels_last":
             return self.weight  # with packed weights, oneDNN gives channels_last
-        version = version_of(self.weight)
-        weight, of, packed = self._by_shape.get(x.shape, (None, 0, None))
-        if packed is None or weight is not self.weight or of != version:
+        if not is_watched(self.weight):
+            return self.weight
+        marks = marks_of(self.weight)
+        weight, of, packed = self._by_shape.get(x.shape, (None, None, None))
+        if packed is None or weight is not self.weight or of != marks:
             # Threads that come here at the same time pack the same.
             if packed is None and len(self._by_shape) >= MOST_SHAPES:
                 return self.weight
             form = (self.padding, self.stride, self.dilation, self.groups)
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *form, x.shape)
-            self._by_shape[x.shape] = (self.weight, version, packed)
+            self._by_shape[x.shape] = (self.weight, marks, packed)
         return packed
 
+    def forget(self) -> None:
+        """Drop the packed weights."""
+        self._by_shape: dict[torch.Size, tuple[Tensor, tuple[int, int], Tensor]] = {}
+
     def _prepare(self) -> None:
+        self.forget()
         self._onednn = _onednn_takes(self.weight)
         self._cudnn = True  # until it refuses
-        self._by_shape: dict[torch.Size, tuple[Tensor, int, Tensor]] = {}
         # oneDNN packs what is contiguous faster, and takes its layout from the images.
-        layout = self._layout if self.weight.is_cuda else torch.contiguous_format
+        layout = LAYOUTS[self._layout] if self.weight.is_cuda else torch.contiguous_format
         self.weight = self.weight.contiguous(memory_format=layout)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Conv":
@@ -218,7 +251,7 @@ class Affine(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d, *, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, norm: nn.Module, *, name: str, dtype: torch.dtype) -> None:
         super().__init__()
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         for buffer, value in zip(("scale", "shift"), affine_of(norm, name), strict=True):
@@ -234,16 +267,16 @@ class Affine(nn.Module):
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes layers of one dtype and layout; `fuse_gate` is ``ran.deploy``'s."""
+    """Makes layers of one dtype and of a layout of `LAYOUTS`; `fuse_gate` is ``ran.deploy``'s."""
 
     dtype: torch.dtype
-    layout: torch.memory_format
+    layout: str
     fuse_gate: bool = False
 
     def conv(
         self,
         conv: nn.Conv2d,
-        norm: nn.BatchNorm2d | None = None,
+        norm: nn.Module | None = None,
         *,
         relu: bool = False,
         name: str,
@@ -251,10 +284,11 @@ class Maker:
         """As Conv."""
         return Conv(conv, norm, relu=relu, name=name, dtype=self.dtype, layout=self.layout)
 
-    def linear(self, linear: nn.Linear | nn.Conv2d, times: int = 1) -> Linear:
+    def linear(self, linear: nn.Linear | nn.Conv2d, name: str, times: int = 1) -> Linear:
         """As Linear."""
+        require_kind(linear, (nn.Linear, nn.Conv2d), name)
         return Linear(linear, times=times, dtype=self.dtype)
 
-    def affine(self, norm: nn.BatchNorm2d, name: str) -> Affine:
+    def affine(self, norm: nn.Module, name: str) -> Affine:
         """As Affine."""
         return Affine(norm, name=name, dtype=self.dtype)

@@ -7,6 +7,7 @@ go of as soon as nothing needs it, so that the next one takes its memory.
 
 import operator
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,9 +25,6 @@ MOST_SHAPES = 4
 
 #: What is done for a shape and not for an image: its results are constants.
 _ONCE = frozenset({torch.ops.mkldnn._reorder_convolution_weight.default})
-
-#: Modules, and tensors with their versions: what a plan holds for.
-State = list[tuple[nn.Module | Tensor, int]]
 
 
 class _Recorder(TorchDispatchMode):
@@ -68,12 +66,27 @@ class _Recorder(TorchDispatchMode):
         return node
 
 
-def record(network: nn.Module, x: Tensor) -> tuple[Tensor, fx.GraphModule]:
-    """What `network` gives for x, and its calls as a module that makes them without `network`."""
+class Plan:
+    """The calls of a graph as one function of x, compiled here: fx.GraphModule keeps the source of
+    every one for ever, in a cache of its own and in linecache."""
+
+    def __init__(self, graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+        code = graph.python_code("self")  # as its signature calls it
+        scope = dict(code.globals)
+        exec(compile(code.src, "<plan of a deployed network>", "exec"), scope)
+        self._forward, self._constants = scope["forward"], SimpleNamespace(**constants)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = self._forward(self._constants, x)
+        return out
+
+
+def record(network: nn.Module, x: Tensor) -> tuple[Tensor, Plan]:
+    """What `network` gives for x, and its calls as a plan that makes them without `network`."""
     with _Recorder(x) as recorder:
         out = network(x)
     recorder.graph.output(recorder.node_of(out))
-    return out, fx.GraphModule(recorder.constants, recorder.graph)
+    return out, Plan(recorder.graph, recorder.constants)
 
 
 def may_keep(modules: list[nn.Module], x: Tensor) -> bool:
@@ -100,42 +113,57 @@ def modules_of(network: nn.Module) -> list[nn.Module]:
     return found
 
 
-def version_of(tensor: Tensor) -> int:
-    """Counts how often it was written into, where PyTorch does."""
-    return 0 if tensor.is_inference() else tensor._version
+#: Tensors with memory of their own, not wrapped ones.
+_PLAIN = (Tensor, nn.Parameter)
 
 
-def state_of(modules: list[nn.Module]) -> State:
-    """The modules of a network and their tensors, as they are now."""
-    state: State = []
-    for module in modules:
-        state.append((module, 0))
-        for tensors in (module._parameters, module._buffers):
-            state.extend((t, version_of(t)) for t in tensors.values() if t is not None)
-    return state
+def is_watched(tensor: Tensor) -> bool:
+    """Whether PyTorch counts how often it is written into: not where inference mode made it."""
+    return type(tensor) in _PLAIN and not tensor.is_inference()
+
+
+def marks_of(tensor: Tensor) -> tuple[int, int]:
+    """Two numbers of which one is another once somebody has written into it.
+
+    The second is its address, which another tensor's memory under it (`w.data = ...`) changes and
+    the first does not. Writes through `w.data`, `w.numpy()` or a pointer change neither.
+    """
+    address = tensor.data_ptr() if type(tensor) in _PLAIN else 0
+    return (0 if tensor.is_inference() else tensor._version), address
+
+
+def tensors_of(modules: list[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers that the modules hold themselves."""
+    return [
+        tensor
+        for module in modules
+        for tensors in (module._parameters, module._buffers)
+        for tensor in tensors.values()
+        if tensor is not None
+    ]
 
 
 class Kept:
     """What was made for a network as it is, by key.
 
-    It is dropped once a module or tensor of the network is another, or was written into.
+    It is dropped once a module or tensor of the network is another, or was written into as far as
+    `marks_of` tells.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Any] = {}
-        self._state: State = []
+        self._state: tuple[list[Any], list[tuple[int, int]]] = [], []
         self._lock = threading.Lock()
 
     def of(self, modules: list[nn.Module]) -> dict[tuple[Any, ...], Any]:
         """All of it, to look things up in and to add to; `modules` are the network's."""
-        now = state_of(modules)
+        tensors = tensors_of(modules)
+        things, marks = [*modules, *tensors], [marks_of(tensor) for tensor in tensors]
         with self._lock:
-            same = len(now) == len(self._state) and all(
-                a is b and version == before
-                for (a, version), (b, before) in zip(now, self._state, strict=True)
-            )
-            if not same:
-                self._kept, self._state = {}, now
+            before, marks_before = self._state
+            same = len(things) == len(before) and all(map(operator.is_, things, before))
+            if not same or marks != marks_before:
+                self._kept, self._state = {}, (things, marks)
             return self._kept
 
 
@@ -159,7 +187,7 @@ class Plans:
             with torch._C._AutoDispatchBelowAutograd():
                 result: Tensor = plan(x)
             return result
-        if len(plans) >= MOST_SHAPES:
+        if len(plans) >= MOST_SHAPES or not all(map(is_watched, tensors_of(modules))):
             return network(x)
         out, plan = record(network, x)
         # Two threads may record the same; another may have changed the backend meanwhile.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import require_choice
+from ..checks import require_choice, require_finite
 from ..errors import UserError
 from ..models.cbam_resnet import CbamResNet
 from ..models.residual_attention import ResidualAttentionNetwork
@@ -120,6 +120,7 @@ def _load(
     if not ready:
         raise UserError(f"none of its tensors fits this {type(model).__name__}: {differences}")
 
+    require_finite("weights", ready)
     # Everything that can fail has been done.
     with torch.no_grad():
         for name, value in ready.items():

@@ -5,21 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..data.images import Preprocessing
 from ..errors import UserError
-from ..files import require_path
+from ..files import require_path, require_regular
+from .card import card_content, check_card, read_card
 from .pretrained import (
     WEIGHTS_FILE,
     assemble,
     build_network,
-    card_content,
-    read_card,
     read_safetensors,
+    require_size,
     save_pretrained,
 )
+from .reading import load_torch
 
 #: Under this key a Lightning checkpoint holds the network's card.
 CARD_KEY = "ran_network"
@@ -64,17 +64,15 @@ class NetworkCard:
     @classmethod
     def from_json(cls, content: dict[str, Any], source: Path) -> "NetworkCard":
         """Raises UserError that names ``source``, where a field is missing or malformed."""
-        try:
-            return cls(
-                model=str(content["model"]),
-                class_names=tuple(str(name) for name in content["class_names"]),
-                preprocessing=Preprocessing.from_json(content["preprocessing"]),
-                options=dict(content["options"]),
-            )
-        except KeyError as error:
-            raise UserError(f"{source}: expected a field {error}, it has none") from None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: a field is malformed: {error}") from None
+        check_card(content, source, also=("class_names", "preprocessing"))
+        if content["class_names"] is None:
+            raise UserError(f"{source}: a field is malformed: class_names is None")
+        return cls(
+            model=content["model"],
+            class_names=tuple(content["class_names"]),
+            preprocessing=Preprocessing.from_json(content["preprocessing"]),
+            options=dict(content["options"]),
+        )
 
 
 def kept_epoch(path: Path) -> int | None:
@@ -110,22 +108,27 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
     path = require_path("checkpoint", path)
     if path.is_dir():
         path = path / WEIGHTS_FILE
+    require_regular(path, "a checkpoint")
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file there")
     if path.suffix not in (".ckpt", ".safetensors"):
         raise UserError(f"{path}: expected a folder, a .safetensors or a .ckpt file")
+    card_path = path if path.suffix == ".ckpt" else path.with_suffix(".json")
     if path.suffix == ".ckpt":
         tensors, card = _read_lightning(path)
     else:
-        card_path = path.with_suffix(".json")
         card = NetworkCard.from_json(read_card(card_path), card_path)
         tensors = read_safetensors(path)
-    return assemble(card.build, tensors, source=path, name=card.model), card
+    network = assemble(card.build, tensors, source=path, name=card.model)
+    require_size(network, card.preprocessing, card_path)
+    return network, card
 
 
 def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_torch(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(f"{path}: expected a readable checkpoint of tensors and numbers") from None
     content, state = (_table(path, checkpoint, key) for key in (CARD_KEY, "state_dict"))

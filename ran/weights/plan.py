@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models.residual_attention import ResidualAttentionNetwork
 
-#: Layers that hold tensors.
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-
 
 @dataclass(frozen=True)
 class Change:
@@ -73,8 +70,8 @@ def unit_layers(model: nn.Module, ours: str, names: Mapping[str, str]) -> dict[s
         unit = model.get_submodule(ours)
     except AttributeError:
         return {}
-    present = [name for name, layer in unit.named_modules() if isinstance(layer, LAYERS)]
-    return {f"{ours}.{name}": names[name] for name in present}
+    present = {name for name, _ in unit.named_modules()}
+    return {f"{ours}.{name}": theirs for name, theirs in names.items() if name in present}
 
 
 def require_attention(model: nn.Module, **options: Any) -> ResidualAttentionNetwork:

@@ -1,33 +1,28 @@
 """Networks in a folder or in a repository: safetensors, and JSON that says how to rebuild them."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ..checks import require_finite
+from ..data.images import Preprocessing
 from ..errors import UserError
-from ..files import read_json, replacing, require_path, write_json
+from ..files import replacing, require_path, require_regular, write_json
 from ..models.cbam_resnet import CbamResNet
 from ..models.origin import Origin
 from ..models.registry import create_model
 from ..models.residual_attention import ResidualAttentionNetwork
-from ..text import plural
-
-if TYPE_CHECKING:
-    from ..data.images import Preprocessing
+from .card import CARD_FILE, card_content, card_options, read_card
+from .tensors import FLOATS, INTEGERS, require_one_dtype, require_plain
 
 WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "model.json"
 
-_FORMAT, _VERSION = "ran-network", 1
-#: Options that stand outside ``options`` in the JSON, as readers other than this one want them.
-_SIZES = ("num_classes", "in_chans")
 _REPOSITORY = re.compile(r"[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?", re.ASCII)
 
 
@@ -36,7 +31,7 @@ def save_pretrained(
     folder: str | Path,
     *,
     class_names: Sequence[str] | None = None,
-    preprocessing: "Preprocessing | None" = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Path:
     """Write ``model.safetensors`` and ``model.json`` into ``folder``, which is made if need be.
 
@@ -63,6 +58,7 @@ def save_pretrained(
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with torch.device("meta"):
         expected = build_network(name, options).state_dict()
+    require_one_dtype("model", tensors)
     if differences := _differences(expected, tensors):
         raise UserError(f"model: expected the tensors of {name} with its options, {differences}")
     weights = require_path("folder", folder) / WEIGHTS_FILE
@@ -96,7 +92,7 @@ def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) 
     """
     weights, card = _find(folder_or_repo, revision)
     content = read_card(card)
-    options = _options(content, card)
+    options = card_options(content, card)
     model = assemble(
         lambda: build_network(content["model"], options),
         read_safetensors(weights),
@@ -117,54 +113,9 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"model {name}: {reason}") from None
 
 
-def card_content(
-    name: str,
-    options: dict[str, Any],
-    class_names: Sequence[str] | None,
-    preprocessing: "Preprocessing | None",
-) -> dict[str, Any]:
-    """What ``model.json`` says of a network. Raises UserError where the extras do not fit it."""
-    for option, value in options.items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError):
-            kind = type(value).__name__
-            raise UserError(f"option {option}: expected a value of JSON, got a {kind}") from None
-    content: dict[str, Any] = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "model": name,
-        "options": {key: value for key, value in options.items() if key not in _SIZES},
-        **{key: options[key] for key in _SIZES if key in options},
-    }
-    if class_names is not None:
-        names, count = list(class_names), options.get("num_classes")
-        if isinstance(class_names, str) or len(names) != count:
-            expected = plural(count or 0, "name")
-            raise UserError(f"class_names: expected {expected}, got {class_names!r}")
-        content["class_names"] = names
-    if preprocessing is not None:
-        channels, count = preprocessing.channels, options.get("in_chans")
-        if channels != count:
-            expected = plural(count or 0, "channel")
-            raise UserError(f"preprocessing: expected {expected}, got {channels}")
-        content["preprocessing"] = preprocessing.to_json()
-    return content
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The content of a ``model.json``. Raises UserError where it is none."""
-    content = read_json(path, format=_FORMAT, version=_VERSION)
-    for field, kind in (("model", str), ("options", dict)):
-        if field not in content:
-            raise UserError(f"{path}: expected a field {field!r}, it has none")
-        if not isinstance(content[field], kind):
-            raise UserError(f"{path}: a field is malformed: {field} is {content[field]!r}")
-    return content
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors in a file. Raises UserError that names it where it cannot be read."""
+    require_regular(path, "a safetensors file")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -176,7 +127,8 @@ def assemble(
 ) -> nn.Module:
     """What ``build`` gives, with ``tensors`` for its own, in evaluation mode on the CPU.
 
-    Raises UserError if they are not the tensors of that network, which ``name`` calls.
+    Raises UserError if they are not the tensors of that network, which ``name`` calls, are none
+    that it computes with, or hold NaN or infinity.
     """
     # On the meta device a hostile plan costs no memory, and no initialisation is thrown away.
     try:
@@ -187,10 +139,14 @@ def assemble(
     except Exception as error:  # which one depends on what nonsense the options hold
         kind = type(error).__name__
         raise UserError(f"{source}: options that build no {name}: {kind}: {error}") from None
+    for key, value in tensors.items():
+        require_plain(f"{source}: {key}", value)
+    require_one_dtype(source, tensors)
     if differences := _differences(network.state_dict(), tensors):
         raise UserError(
             f"{source}: expected the tensors of {name}, got another network's: {differences}"
         )
+    require_finite(str(source), tensors)
     # Copies: a file's own memory may be the file itself, and strides are those of training.
     copies = {
         key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
@@ -215,13 +171,6 @@ def _current(model: nn.Module) -> tuple[str, dict[str, Any]]:
         if pool.pool_type != options.get("global_pool", "avg"):
             options["global_pool"] = pool.pool_type
     return origin.name, options
-
-
-def _options(content: dict[str, Any], source: Path) -> dict[str, Any]:
-    options, sizes = content["options"], {key: content[key] for key in _SIZES if key in content}
-    if clash := sorted(sizes.keys() & options.keys()):
-        raise UserError(f"{source}: expected {clash[0]} once, it is among the options too")
-    return {**options, **sizes}
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -249,7 +198,9 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
 
 
 def _kind(tensor: Tensor) -> str:
-    return "floating point" if tensor.is_floating_point() else "integers"
+    if tensor.dtype in FLOATS:
+        return "floating point"
+    return "integers" if tensor.dtype in INTEGERS else str(tensor.dtype).removeprefix("torch.")
 
 
 def _find(folder_or_repo: str | Path, revision: str | None) -> tuple[Path, Path]:
@@ -285,16 +236,10 @@ def _describe(model: nn.Module, content: dict[str, Any], source: Path) -> None:
     """Put the extras where timm looks for them."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     if (names := content.get("class_names")) is not None:
-        if not isinstance(names, list) or len(names) != content.get("num_classes"):
-            raise UserError(f"{source}: a field is malformed: class_names is {names!r}")
         cfg |= {"num_classes": len(names), "label_names": names}
     if given := content.get("preprocessing"):
-        from ..data.images import Preprocessing
-
-        try:
-            known = Preprocessing.from_json(given)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: a field is malformed: preprocessing: {error}") from None
+        known = Preprocessing.from_json(given)
+        require_size(model, known, source)
         cfg |= {
             "input_size": (known.channels, known.image_size, known.image_size),
             "crop_pct": known.crop_fraction,
@@ -302,3 +247,13 @@ def _describe(model: nn.Module, content: dict[str, Any], source: Path) -> None:
             "mean": known.mean,
             "std": known.std,
         }
+
+
+def require_size(model: nn.Module, preprocessing: Preprocessing, source: Path) -> None:
+    """Raise UserError where images of that preprocessing are too small for the network."""
+    least: int = getattr(getattr(model, "model", model), "minimum_size", 1)
+    if preprocessing.image_size < least:
+        raise UserError(
+            f"{source}: a field is malformed: image_size: expected at least {least} for this "
+            f"network, got {preprocessing.image_size}"
+        )

@@ -1,6 +1,8 @@
 """Files and nested dictionaries to one flat dictionary of named tensors."""
 
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import require_path
+from ..files import require_path, require_regular
+from .tensors import require_plain
 
 #: What ``torch.save`` is asked to write to.
 TORCH_SUFFIXES = (".pt", ".pth", ".pkl", ".tar", ".bin", ".ckpt")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz")
 #: Where trainings put the weights among other things, most specific first.
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
+#: How many times its size a compressed file of weights may unpack to; numbers hardly compress.
+MOST_EXPANSION = 20
 #: What wrappers write in front of every name.
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
@@ -48,6 +53,7 @@ def read_tensors(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> Any:
+    _require_regular(path)
     if not path.is_file():
         raise UserError("expected a file of weights, found none there")
     suffix = path.suffix.lower()
@@ -59,11 +65,50 @@ def _read_file(path: Path) -> Any:
         if suffix == ".safetensors":
             return load_file(path)
         if suffix == ".npz":
+            if zipfile.is_zipfile(path):
+                _require_unpacked(path, MOST_EXPANSION)
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch(path)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(_reason(suffix, error)) from None
+
+
+def load_torch(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU; executes nothing and reads tensors as they are used.
+
+    Raises UserError, without the file's name, for a file that would unpack to more than it is,
+    which torch.save never writes; for a damaged one whatever torch raises.
+    """
+    stored = zipfile.is_zipfile(path) and _require_unpacked(path, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of sparse tensors, which are refused
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=stored)
+
+
+def _require_unpacked(path: Path, times: int) -> bool:
+    """Whether a zip file holds its parts as they are, none compressed.
+
+    Raises UserError where its directory declares more than so many times its size: compressed zeros
+    become a thousand times as many; parts that overlap, any number.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if declared > times * size:
+        raise UserError(
+            f"expected a file of weights, this one of {size:,} bytes would unpack to {declared:,}"
+        )
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+
+
+def _require_regular(path: Path) -> None:
+    try:
+        require_regular(path, "a file of weights")
+    except UserError as error:
+        raise UserError(str(error).partition(": ")[2]) from None
 
 
 def _reason(suffix: str, error: Exception) -> str:
@@ -100,8 +145,7 @@ def _tensor(name: str, value: Any) -> Tensor:
         value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if not isinstance(value, Tensor):
         raise UserError(f"expected tensors by name, {name} is {_kind(value)}")
-    if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
-        raise UserError(f"{name}: expected a dense tensor of real numbers")
+    require_plain(name, value)
     return value.detach()
 
 

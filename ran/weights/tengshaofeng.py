@@ -57,7 +57,7 @@ def _options(small: bool, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if small:
         # With a 5×5 convolution in front there is a pooling, with a 3×3 one there is none.
         stem = tensors.get("conv1.0.weight")
-        pool = 2 if stem is not None and stem.shape[-1] == 5 else 0
+        pool = 2 if stem is not None and stem.shape[-1:] == (5,) else 0
         layout = {"stem_stride": 1, "stem_pool": pool, "tail_stride": 1}
         return {**options, **layout, "strides": (1, 2, 2), "mask_depths": (2, 1, 0)}
     large = any(name.startswith("residual_block0.") for name in tensors)

@@ -114,11 +114,11 @@ def test_a_network_of_nan_is_refused(tmp_path: Path) -> None:
     network = card.build()
     torch.nn.init.constant_(network.get_classifier().bias, float("nan"))  # type: ignore[operator]
     save_network(network, card, tmp_path)
-    with pytest.raises(UserError, match="expected finite outputs"):
+    with pytest.raises(UserError, match=r"expected finite numbers, head\.fc\.bias has NaN"):
         evaluate(tmp_path, few(count=10))
     image = tmp_path / "image.png"
     Image.new("L", (8, 8)).save(image)
-    with pytest.raises(UserError, match="expected finite outputs"):
+    with pytest.raises(UserError, match=r"expected finite numbers, head\.fc\.bias has NaN"):
         predict(tmp_path, image)
 
 

@@ -1,6 +1,10 @@
 """The plans that deployed networks keep: the operators of one shape, without the modules."""
 
+import gc
+import linecache
 import threading
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -63,6 +67,81 @@ def test_no_plan_where_somebody_looks_on() -> None:
     assert low.dtype == torch.bfloat16  # of the classifier, as PyTorch's autocast has it
     assert deployed(x).dtype == torch.float32
     assert torch.equal(deployed(x), deployed(x))
+
+
+def first_conv(deployed: Deployed) -> Conv:
+    return next(module for module in deployed.modules() if isinstance(module, Conv))
+
+
+def through_data(conv: Conv) -> None:
+    conv.weight.data.mul_(3)
+
+
+def through_numpy(conv: Conv) -> None:
+    conv.weight.numpy()[:] *= 3
+
+
+def other_memory(conv: Conv) -> None:
+    conv.weight.data = conv.weight * 3
+
+
+@pytest.mark.parametrize(
+    ("write", "seen"), [(other_memory, True), (through_data, False), (through_numpy, False)]
+)
+def test_writes_that_pytorch_does_not_count(write: Callable[[Conv], None], seen: bool) -> None:
+    model, x = shaped(NETWORKS["authors"]()), images()
+    deployed = ran.deploy(model, example=x)
+    old = deployed(x)
+    write(first_conv(deployed))
+    if not seen:  # nothing tells, which is what forget_plans is for
+        deployed.forget_plans()
+    fresh = ran.deploy(model)
+    first_conv(fresh).weight.mul_(3)
+    assert not torch.equal(deployed(x), old)
+    assert torch.equal(deployed(x), fresh(x))
+    assert plans(deployed) == 1
+    other = images(1, 60)
+    assert torch.equal(deployed(other), fresh(other))
+
+
+def test_tensors_of_inference_mode_keep_no_plan() -> None:
+    model, x = shaped(NETWORKS["authors"]()), images()
+    with torch.inference_mode():
+        deployed = ran.deploy(model, example=x)
+        deployed(x)
+        assert plans(deployed) == 0
+        first_conv(deployed).weight.mul_(3)
+        fresh = ran.deploy(model)
+        first_conv(fresh).weight.mul_(3)
+        assert torch.equal(deployed(x), fresh(x))
+    counted = ran.deploy(model, example=x)
+    with torch.inference_mode():
+        replaced = first_conv(counted).weight * 3
+    first_conv(counted).weight.data = replaced
+    assert relative(counted(x), fresh(x)) < 1e-5
+    assert plans(counted) == 0
+
+
+def kept_sources() -> int:
+    """Sources of compiled code that Python's and torch.fx's caches hold."""
+    return len(linecache.cache) + len(torch.fx.graph_module._loader.eval_cache)
+
+
+def test_plans_that_are_dropped_leave_nothing_behind() -> None:
+    deployed = ran.deploy(shaped(NETWORKS["CBAM basic"]()))
+    x, weight = images(1, 33), first_conv(deployed).weight
+    dropped = []
+    deployed(x)
+    before = kept_sources()
+    for _ in range(3):
+        weight.mul_(1)
+        deployed(x)
+        (plan,) = deployed._plans._kept.of(modules_of(deployed.network)).values()
+        dropped.append(weakref.ref(plan))
+        del plan
+    assert kept_sources() == before
+    gc.collect()
+    assert [ref() is None for ref in dropped] == [True, True, False]
 
 
 @pytest.mark.parametrize("way", ["load", "load of a parent", "in place", "another module"])
