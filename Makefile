@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test emulate faults lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize gpu-rehearse \
+.PHONY: demo test emulate faults fuzz lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize gpu-rehearse \
 	setup clean test-install
 
 demo: setup
@@ -23,6 +23,10 @@ emulate: setup
 # Every file operation of a training killed, half done or failed; `make test` does a share of it.
 faults: setup
 	$(BIN)/python -m pytest tests/training/test_faults.py -m faults
+
+# 20,000 random calls of the CPU kernels on any strides, and some under AddressSanitizer and UBSan.
+fuzz: setup
+	$(BIN)/python -m pytest tests/kernels/test_fuzz.py -m fuzz -s
 
 lint: setup
 	$(BIN)/ruff check .

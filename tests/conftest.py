@@ -27,11 +27,12 @@ ON_REQUEST = {
     "deep": "traces deep networks for minutes",
     "emulate": "runs the CUDA kernels on the CPU for many minutes",
     "faults": "fails every file operation in turn for minutes",
+    "fuzz": "makes 20,000 random calls, and some of them under the sanitizers",
 }
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in ("deep", "emulate", "faults"):
+    for marker in ("deep", "emulate", "faults", "fuzz"):
         config.addinivalue_line("markers", f"{marker}: {ON_REQUEST[marker]}; run with -m {marker}")
 
 
