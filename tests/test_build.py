@@ -238,3 +238,25 @@ def test_every_launch_has_its_grid_from_the_helper_that_checks_it() -> None:
         if path.name != "kernel.cuh":
             assert not re.search(r"\bdim3\(|dim3 \w+\(\s*static_cast", text), path.name
     assert launched >= 10
+
+
+@pytest.mark.parametrize(
+    ("error", "cuda", "expected"),
+    [
+        (
+            "libtorch_cuda.so: cannot open shared object file: No such file or directory",
+            None,
+            "built with CUDA kernels, and this torch has no CUDA: .*RAN_CUDA=0",
+        ),
+        (
+            "libcudart.so.13: cannot open shared object file: No such file or directory",
+            "12.8",
+            r"built for CUDA 13, and this torch is for CUDA 12\.8: .*no-deps$",
+        ),
+        ("_C.so: undefined symbol: aoti_x", "13.0", "does not load: _C.so: undefined symbol"),
+    ],
+)
+def test_a_build_beside_a_torch_for_another_cuda_says_what_to_do(
+    error: str, cuda: str | None, expected: str
+) -> None:
+    assert re.search(expected, extension.why_it_does_not_load(error, cuda))
