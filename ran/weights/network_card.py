@@ -10,15 +10,9 @@ from torch import Tensor, nn
 from ..data.images import Preprocessing
 from ..errors import UserError
 from ..files import require_path, require_regular
+from .assembly import assemble, build_network, read_safetensors, require_size
 from .card import card_content, check_card, read_card
-from .pretrained import (
-    WEIGHTS_FILE,
-    assemble,
-    build_network,
-    read_safetensors,
-    require_size,
-    save_pretrained,
-)
+from .pretrained import WEIGHTS_FILE, save_pretrained
 from .reading import load_torch
 
 #: Under this key a Lightning checkpoint holds the network's card.
