@@ -30,8 +30,8 @@ def shown(value: object) -> str:
     """``repr(value)`` on one line, cut where nobody would read on."""
     try:
         text = " ".join(repr(value).split())
-    except ValueError:  # an integer of more digits than Python writes
-        text = f"a {type(value).__name__} too long to write"
+    except (RecursionError, ValueError):  # an endless table; an integer of thousands of digits
+        text = f"one of type {type(value).__name__} that is too long to show"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 

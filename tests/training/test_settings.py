@@ -56,7 +56,7 @@ ENDLESS["itself"] = ENDLESS
         ({"ratio": [1.5, 0.5]}, "ratio: expected [least, greatest], got [1.5, 0.5]"),
         ({"threads": 3000}, "threads: expected 1 to 1,024, got 3000"),
         ({"workers": 100_000}, "workers: expected 0 to 256, got 100000"),
-        ({"image_size": 100_000}, "image_size: expected 1 to 4,096, got 100000"),
+        ({"image_size": 100_000}, "image_size: expected 1 to 8,192, got 100000"),
         ({"lr": 1e308}, "lr: expected more than 0 and at most 10,000, got 1e+308"),
         ({"lr": 10**400}, "lr: expected more than 0 and at most 10,000, got 1000"),
         ({"lr": 10**5000}, "lr: expected more than 0 and at most 10,000, got one of type int"),
