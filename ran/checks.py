@@ -17,7 +17,7 @@ MOST_IMAGE_SIZE = 8192
 #: Of a classifier.
 MOST_CLASSES = 1_000_000
 #: Characters of a wrong value in an error.
-SHOWN = 200
+SHOWN = 80
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -79,7 +79,7 @@ def require_probability(name: str, got: object) -> None:
 def require_image_size(size: int) -> None:
     """Raise UserError unless images of ``size`` pixels a side can be held."""
     if not is_count(size, 1) or size > MOST_IMAGE_SIZE:
-        raise UserError(f"image_size: expected 1 to {MOST_IMAGE_SIZE} pixels, got {size}")
+        raise UserError(f"image_size: expected 1 to {MOST_IMAGE_SIZE} pixels, got {shown(size)}")
 
 
 def require_head(num_classes: int, global_pool: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import MOST_CLASSES, MOST_IMAGE_SIZE, shown
+from ..checks import MOST_CLASSES, MOST_IMAGE_SIZE, require_image_size, shown
 from ..errors import UserError
 
 #: As of a path on Linux.
@@ -55,7 +55,6 @@ RANGES = {
     "mixup": Range(0, 1000),
     "cutmix": Range(0, 1000),
     "color_jitter": Range(0, 10),
-    "image_size": Range(1, MOST_IMAGE_SIZE),
     "cutout": Range(0, MOST_IMAGE_SIZE),
     "scale": Range(0, 1, "least"),
     "ratio": Range(0.01, 100),
@@ -87,6 +86,8 @@ def check_values(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
             raise UserError(f"{name}: expected {_WORDS.get(kind, kind)}, got {shown(value)}")
         if isinstance(value, str | Path):
             _check_text(name, str(value))
+        if name == "image_size" and value is not None:
+            require_image_size(value)
         if name in RANGES and value is not None:
             check_range(name, value, RANGES[name])
 
