@@ -78,7 +78,7 @@ def require_probability(name: str, got: object) -> None:
 
 def require_image_size(size: int) -> None:
     """Raise UserError unless images of ``size`` pixels a side can be held."""
-    if not is_count(size, 1) or size > MOST_IMAGE_SIZE:
+    if not is_count(size, 1, MOST_IMAGE_SIZE):
         raise UserError(f"image_size: expected 1 to {MOST_IMAGE_SIZE} pixels, got {shown(size)}")
 
 
