@@ -107,7 +107,7 @@ CARDS: list[tuple[tuple[str, ...], Any, str]] = [
     (("preprocessing", "mean"), "5", "mean: expected a number for each"),
     (("preprocessing", "mean"), [math.nan] * 3, "mean: expected a number from -10000 to 10000"),
     (("preprocessing", "mean"), [0.5, 0.5, None], "mean: expected a number from"),
-    (("preprocessing", "mean"), [0.5], "std: expected 1 numbers as of mean"),
+    (("preprocessing", "mean"), [0.5], "std: expected 1 number as of mean"),
     (("preprocessing", "std"), [0, 1, 1], "std: expected a number from 0.0001 to 10000, got 0"),
     (("preprocessing", "std"), [1, math.nan, 1], "std: expected a number from"),
     (("preprocessing", "std"), [], "std: expected a number for each"),
