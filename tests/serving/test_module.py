@@ -15,7 +15,7 @@ import ran
 import ran_kernels
 from tests.models.helpers import relative, small
 
-from .deployed import CBAM, NETWORKS, exact, images, shaped
+from .deployed import CBAM, NETWORKS, exact, images, shaped, timm_cbam
 
 
 @pytest.mark.parametrize("name", ["authors", "CBAM bottleneck"])
@@ -93,6 +93,12 @@ def _without_statistics() -> nn.Module:
     )
 
 
+def _grouped() -> nn.Module:
+    model: Any = timm_cbam()
+    model.layer1[0].se.fc1 = nn.Conv2d(64, 4, 1, groups=2)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
@@ -106,14 +112,16 @@ def _without_statistics() -> nn.Module:
         (_hooked, {}, ValueError, "model: expected no hooks, as .* 'stem' has some"),
         (_without_statistics, {}, ValueError,
          "conv1: expected a normalisation with running statistics, it has none"),
+        (_grouped, {}, ValueError,
+         r"layer1.0.cbam.fc1: expected a 1×1 convolution of one group, got Conv2d\(64, 4"),
         (small, {"dtype": torch.int8}, ValueError, "dtype: expected one of .* got torch.int8"),
         (small, {"layout": "NHWC"}, ValueError, "layout: expected one of .* got 'NHWC'"),
         (small, {"graph": True}, ValueError, "graph: expected a model on CUDA, got one on cpu"),
         (small, {"example": torch.zeros(1, 4, 40, 40)}, ValueError,
          r"x: expected shape \(N, 3, H, W\) .* got \(1, 4, 40, 40\)"),
     ],
-    ids=["number", "other", "unfused", "SE", "hooks", "statistics", "dtype", "layout", "graph",
-         "example"],
+    ids=["number", "other", "unfused", "SE", "hooks", "statistics", "groups", "dtype", "layout",
+         "graph", "example"],
 )  # fmt: skip
 def test_bad_arguments_are_named(
     make: Callable[[], Any], options: dict[str, Any], error: type[Exception], message: str
