@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ran.text import plural
+
 from .machine import describe, summary
 from .markdown import line
 from .results_file import write
@@ -73,7 +75,7 @@ def main() -> None:
 
 def table(content: dict[str, Any]) -> str:
     """One line for a variant: the test accuracy over the seeds, and of every seed."""
-    epochs = f"mean ± deviation after {content['epochs']} epochs"
+    epochs = f"mean ± deviation after {plural(content['epochs'], 'epoch')}"
     lines = [summary(content["machine"]), "", line("variant", epochs, "every seed")]
     lines.append("|---|--:|---|")
     for name, found in content["variants"].items():

@@ -107,6 +107,18 @@ class Turns:
             samples.append(self._stopwatch(self.next(name)))
 
 
+def take_turns(runs: Mapping[str, Run], device: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round of each computation, by name, warmed up and all in turn.
+
+    Each on one set of inputs: what a network allocates is larger than any cache.
+    """
+    turns = Turns({name: [run] for name, run in runs.items()}, Stopwatch(device))
+    turns.warm_up(2)
+    for _ in range(rounds):
+        turns.round()
+    return turns.samples
+
+
 def peak_memory(run: Run, device: str) -> int:
     """Bytes allocated at the worst moment of run(), over what was allocated before."""
     if device == "cuda":

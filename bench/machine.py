@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ran.text import plural
+
 #: The commit where there is no git, or no repository.
 UNKNOWN = "unknown"
 
@@ -32,9 +34,8 @@ def describe() -> dict[str, Any]:
 
 def summary(machine: dict[str, Any]) -> str:
     """The line above a table: what it was measured on."""
-    threads = machine["threads"]
     return (
-        f"{machine['chip']}, {threads} thread{'s' * (threads != 1)}, {machine['instructions']}, "
+        f"{machine['chip']}, {plural(machine['threads'], 'thread')}, {machine['instructions']}, "
         f"torch {machine['torch']}, {machine['date'][:10]}, commit {machine['commit']}."
     )
 

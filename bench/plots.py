@@ -26,6 +26,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from bench.kernels.figures import row
 from bench.networks.tables import slope
 from ran.pictures.plots import curves_figure
+from ran.text import plural
 
 RIVALS = {"eager": "to_eager", "torch.compile": "to_compile"}
 
@@ -101,7 +102,8 @@ def bars(content: dict[str, Any]) -> Figure:
         drawn = axis.barh(places, shares, height, label=variant, color=COLORS[variant])
         axis.bar_label(drawn, fmt="{:.2f}", padding=2, fontsize=7)
     ticks = [
-        f"{result['network']}\n{result['direction']}, {result['dtype']}, {result['batch']} images"
+        f"{result['network']}\n{result['direction']}, {result['dtype']}, "
+        f"{plural(result['batch'], 'image')}"
         for result in results
     ]
     axis.set_yticks([i + (0.8 - height) / 2 for i in range(len(results))], ticks, fontsize=8)
@@ -204,7 +206,7 @@ def _median(result: dict[str, Any], variant: str) -> float:
 
 
 def _title(machine: dict[str, Any]) -> str:
-    return f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}"
+    return f"{machine['chip']}, {plural(machine['threads'], 'thread')}, torch {machine['torch']}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ MOST_IMAGE_SIZE = 8192
 #: Of a classifier.
 MOST_CLASSES = 1_000_000
 #: Characters of a wrong value in an error.
-SHOWN = 200
+SHOWN = 80
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -30,8 +30,8 @@ def shown(value: object) -> str:
     """``repr(value)`` on one line, cut where nobody would read on."""
     try:
         text = " ".join(repr(value).split())
-    except ValueError:  # an integer of more digits than Python writes
-        text = f"a {type(value).__name__} too long to write"
+    except (RecursionError, ValueError):  # an endless table; an integer of thousands of digits
+        text = f"one of type {type(value).__name__} that is too long to show"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
@@ -78,8 +78,8 @@ def require_probability(name: str, got: object) -> None:
 
 def require_image_size(size: int) -> None:
     """Raise UserError unless images of ``size`` pixels a side can be held."""
-    if not is_count(size, 1) or size > MOST_IMAGE_SIZE:
-        raise UserError(f"image_size: expected 1 to {MOST_IMAGE_SIZE} pixels, got {size}")
+    if not is_count(size, 1, MOST_IMAGE_SIZE):
+        raise UserError(f"image_size: expected 1 to {MOST_IMAGE_SIZE} pixels, got {shown(size)}")
 
 
 def require_head(num_classes: int, global_pool: str) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from bench.compare import default_device, keep_freed_memory
 from bench.machine import describe
 from bench.results_file import content, write
+from ran.text import plural
 
 from .cases import CASES
 from .figures import row
@@ -89,7 +90,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     machine = describe()
     table = Table(
-        title=f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}",
+        title=f"{machine['chip']}, {plural(machine['threads'], 'thread')}, "
+        f"torch {machine['torch']}",
         caption="ratios of ours to the others, medians of interleaved rounds; 1.0 of the floor is "
         "the copy bandwidth of the same run",
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import ran_kernels
-from bench.compare import Run, Stopwatch, Turns, default_device, peak_memory, require_close
+from bench.compare import Run, default_device, peak_memory, require_close, take_turns
 from bench.results_file import report as finish
 
 from . import tables
@@ -68,11 +68,7 @@ def compare(
         for name, model in models.items():
             model.train(training)
             runs[name] = partial(_train, model, x, y) if training else partial(_infer, model, x)
-        # One set of images: what a network allocates is larger than any cache.
-        turns = Turns({name: [run] for name, run in runs.items()}, Stopwatch(device))
-        turns.warm_up(2)
-        for _ in range(rounds):
-            turns.round()
+        samples = take_turns(runs, device, rounds)
         results.append(
             {
                 "network": network,
@@ -82,8 +78,8 @@ def compare(
                 "size": [size, size],
                 "dtype": "float32",
                 "device": device,
-                "samples": turns.samples,
-                "median": {name: median(times) for name, times in turns.samples.items()},
+                "samples": samples,
+                "median": {name: median(times) for name, times in samples.items()},
                 "peak_bytes": {name: peak_memory(run, device) for name, run in runs.items()},
             }
         )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..processes import find_processes
-from ..text import plural
+from ..text import plural, printable
 from ..training.settings import TrainingSettings, make_settings
 from .arguments import SkipUnreadable, TrainingData
 
@@ -134,7 +134,7 @@ def _print_recipes(name: str | None) -> None:
 
 
 def _print_result(console: Console, result: "TrainingResult") -> None:
-    from ..training.summary import printable, say
+    from ..training.summary import say
 
     title = printable(str(result.folder))
     table = Table("", "epoch", "test accuracy", "test loss", "train loss", title=title)

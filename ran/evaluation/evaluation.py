@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from ..checks import require_image_size
 from ..data import Batch, ImageData, load_data
 from ..devices import choose_device
 from ..errors import UserError
@@ -67,11 +68,9 @@ def evaluate(
     """
     if tta not in AUGMENTATIONS:
         raise UserError(f"tta: expected one of {', '.join(AUGMENTATIONS)}, got {tta!r}")
-    for name, value in (
-        ("batch_size", batch_size),
-        ("image_size", image_size),
-        ("num_classes", num_classes),
-    ):
+    if image_size is not None:
+        require_image_size(image_size)
+    for name, value in (("batch_size", batch_size), ("num_classes", num_classes)):
         if value is not None and value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     if confusion is not None:

@@ -285,8 +285,10 @@ class Maker:
         return Conv(conv, norm, relu=relu, name=name, dtype=self.dtype, layout=self.layout)
 
     def linear(self, linear: nn.Linear | nn.Conv2d, name: str, times: int = 1) -> Linear:
-        """As Linear."""
+        """As Linear. Raises ValueError where a convolution is more than a linear layer."""
         require_kind(linear, (nn.Linear, nn.Conv2d), name)
+        if isinstance(linear, nn.Conv2d) and (linear.kernel_size, linear.groups) != ((1, 1), 1):
+            raise ValueError(f"{name}: expected a 1×1 convolution of one group, got {linear}")
         return Linear(linear, times=times, dtype=self.dtype)
 
     def affine(self, norm: nn.Module, name: str) -> Affine:

@@ -1,7 +1,6 @@
 """Lightning checkpoints that survive a kill, a full disk and a damaged file."""
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lightning.fabric.plugins import CheckpointIO
 
 from ..errors import UserError
 from ..files import replacing, to_disk
-from ..weights.network_card import CARD_KEY, PROCESSES_KEY
+from ..weights.network_card import CARD_KEY, PROCESSES_KEY, read_checkpoint
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 #: What a training needs of a checkpoint to go on.
@@ -42,22 +41,11 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Executes nothing in the file, whatever ``weights_only`` says.
+        """On the CPU; executes nothing in the file, whatever ``weights_only`` says.
 
         Raises UserError where there is no readable checkpoint.
         """
-        try:
-            # torch compares no checksum: a flipped bit would be a weight like any other
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(damaged)
-            content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: expected a checkpoint, found no file there") from None
-        except Exception:  # a damaged pickle raises whatever its bytes happen to say
-            raise UserError(
-                f"{path}: expected a readable checkpoint of tensors and numbers"
-            ) from None
+        content = read_checkpoint(Path(path), whole=True)
         if not isinstance(content, dict) or not content.keys() >= PARTS:
             raise UserError(f"{path}: expected a checkpoint that ran train can continue from")
         return content

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import MOST_IMAGE_SIZE
+from ..checks import MOST_CLASSES, MOST_IMAGE_SIZE, require_image_size, shown
 from ..errors import UserError
 
-#: More characters of a wrong value are not repeated.
-_MOST_SHOWN = 80
 #: As of a path on Linux.
 _LONGEST_TEXT = 4096
 
@@ -57,11 +55,10 @@ RANGES = {
     "mixup": Range(0, 1000),
     "cutmix": Range(0, 1000),
     "color_jitter": Range(0, 10),
-    "image_size": Range(1, MOST_IMAGE_SIZE),
-    "cutout": Range(0, 4096),
+    "cutout": Range(0, MOST_IMAGE_SIZE),
     "scale": Range(0, 1, "least"),
     "ratio": Range(0.01, 100),
-    "num_classes": Range(1, 1e6),
+    "num_classes": Range(1, MOST_CLASSES),
     # each is a thread or process of its own, made at once
     "threads": Range(1, 1024),
     "workers": Range(0, 256),
@@ -89,6 +86,8 @@ def check_values(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
             raise UserError(f"{name}: expected {_WORDS.get(kind, kind)}, got {shown(value)}")
         if isinstance(value, str | Path):
             _check_text(name, str(value))
+        if name == "image_size" and value is not None:
+            require_image_size(value)
         if name in RANGES and value is not None:
             check_range(name, value, RANGES[name])
 
@@ -108,15 +107,6 @@ def check_range(name: str, value: Any, range: Range) -> None:
     if not all(map(range.holds, numbers)):
         each = "numbers of " if isinstance(value, list) else ""
         raise UserError(f"{name}: expected {each}{range}, got {shown(value)}")
-
-
-def shown(value: object) -> str:
-    """``repr`` in a line of bounded length."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # an endless table; an integer of thousands of digits
-        return f"one of type {type(value).__name__} that is too long to show"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -10,15 +10,9 @@ from torch import Tensor, nn
 from ..data.images import Preprocessing
 from ..errors import UserError
 from ..files import require_path, require_regular
+from .assembly import assemble, build_network, read_safetensors, require_size
 from .card import card_content, check_card, read_card
-from .pretrained import (
-    WEIGHTS_FILE,
-    assemble,
-    build_network,
-    read_safetensors,
-    require_size,
-    save_pretrained,
-)
+from .pretrained import WEIGHTS_FILE, save_pretrained
 from .reading import load_torch
 
 #: Under this key a Lightning checkpoint holds the network's card.
@@ -108,9 +102,7 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
     path = require_path("checkpoint", path)
     if path.is_dir():
         path = path / WEIGHTS_FILE
-    require_regular(path, "a checkpoint")
-    if not path.is_file():
-        raise UserError(f"{path}: expected a checkpoint, found no file there")
+    _require_file(path)
     if path.suffix not in (".ckpt", ".safetensors"):
         raise UserError(f"{path}: expected a folder, a .safetensors or a .ckpt file")
     card_path = path if path.suffix == ".ckpt" else path.with_suffix(".json")
@@ -124,13 +116,28 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
     return network, card
 
 
-def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:
+def read_checkpoint(path: Path, *, whole: bool = False) -> Any:
+    """What is in a Lightning checkpoint, as ``load_torch`` reads it.
+
+    Raises UserError that names the file, where it is none.
+    """
+    _require_file(path)
     try:
-        checkpoint = load_torch(path)
+        return load_torch(path, whole=whole)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(f"{path}: expected a readable checkpoint of tensors and numbers") from None
+
+
+def _require_file(path: Path) -> None:
+    require_regular(path, "a checkpoint")
+    if not path.is_file():
+        raise UserError(f"{path}: expected a checkpoint, found no file there")
+
+
+def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:
+    checkpoint = read_checkpoint(path)
     content, state = (_table(path, checkpoint, key) for key in (CARD_KEY, "state_dict"))
     if not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         raise UserError(f"{path}: expected named tensors in 'state_dict', it has others")

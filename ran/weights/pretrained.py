@@ -1,25 +1,23 @@
 """Networks in a folder or in a repository: safetensors, and JSON that says how to rebuild them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
-from ..checks import require_finite
 from ..data.images import Preprocessing
 from ..errors import UserError
-from ..files import replacing, require_path, require_regular, write_json
+from ..files import replacing, require_path, write_json
 from ..models.cbam_resnet import CbamResNet
 from ..models.origin import Origin
-from ..models.registry import create_model
 from ..models.residual_attention import ResidualAttentionNetwork
+from .assembly import assemble, build_network, differences, read_safetensors, require_size
 from .card import CARD_FILE, card_content, card_options, read_card
-from .tensors import FLOATS, INTEGERS, require_one_dtype, require_plain
+from .tensors import require_one_dtype
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -59,8 +57,8 @@ def save_pretrained(
     with torch.device("meta"):
         expected = build_network(name, options).state_dict()
     require_one_dtype("model", tensors)
-    if differences := _differences(expected, tensors):
-        raise UserError(f"model: expected the tensors of {name} with its options, {differences}")
+    if differ := differences(expected, tensors):
+        raise UserError(f"model: expected the tensors of {name} with its options, {differ}")
     weights = require_path("folder", folder) / WEIGHTS_FILE
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
@@ -103,58 +101,6 @@ def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) 
     return model
 
 
-def build_network(name: str, options: dict[str, Any]) -> nn.Module:
-    """``ran.create_model`` with a UserError where the name or an option is wrong."""
-    try:
-        return create_model(name, **options)
-    except (TypeError, ValueError) as error:
-        # of "f() got an unexpected keyword argument 'x'", what the user can do something about
-        reason = str(error).rpartition("() ")[2]
-        raise UserError(f"model {name}: {reason}") from None
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file. Raises UserError that names it where it cannot be read."""
-    require_regular(path, "a safetensors file")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: expected a readable safetensors file: {error}") from None
-
-
-def assemble(
-    build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], *, source: Path, name: str
-) -> nn.Module:
-    """What ``build`` gives, with ``tensors`` for its own, in evaluation mode on the CPU.
-
-    Raises UserError if they are not the tensors of that network, which ``name`` calls, are none
-    that it computes with, or hold NaN or infinity.
-    """
-    # On the meta device a hostile plan costs no memory, and no initialisation is thrown away.
-    try:
-        with torch.device("meta"):
-            network = build()
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-    except Exception as error:  # which one depends on what nonsense the options hold
-        kind = type(error).__name__
-        raise UserError(f"{source}: options that build no {name}: {kind}: {error}") from None
-    for key, value in tensors.items():
-        require_plain(f"{source}: {key}", value)
-    require_one_dtype(source, tensors)
-    if differences := _differences(network.state_dict(), tensors):
-        raise UserError(
-            f"{source}: expected the tensors of {name}, got another network's: {differences}"
-        )
-    require_finite(str(source), tensors)
-    # Copies: a file's own memory may be the file itself, and strides are those of training.
-    copies = {
-        key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
-    }
-    network.load_state_dict(copies, assign=True)
-    return network.eval()
-
-
 def _current(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """The name and options that give a network of this one's tensors."""
     origin = getattr(model, "origin", None)
@@ -171,36 +117,6 @@ def _current(model: nn.Module) -> tuple[str, dict[str, Any]]:
         if pool.pool_type != options.get("global_pool", "avg"):
             options["global_pool"] = pool.pool_type
     return origin.name, options
-
-
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """How tensors differ in names, shapes and kinds, with the first of each; "" if they do not."""
-    parts = []
-    if missing := [key for key in expected if key not in found]:
-        parts.append(f"{len(missing)} missing, first {missing[0]}")
-    if unknown := [key for key in found if key not in expected]:
-        parts.append(f"{len(unknown)} unknown, first {unknown[0]}")
-    common = [key for key in found if key in expected]
-    if other := [key for key in common if found[key].shape != expected[key].shape]:
-        first = other[0]
-        parts.append(
-            f"{len(other)} of another shape, first {first}: "
-            f"expected {tuple(expected[first].shape)}, got {tuple(found[first].shape)}"
-        )
-    kinds = [key for key in common if _kind(found[key]) != _kind(expected[key])]
-    if kinds:
-        first = kinds[0]
-        parts.append(
-            f"{len(kinds)} of another kind, first {first}: "
-            f"expected {_kind(expected[first])}, got {found[first].dtype}"
-        )
-    return "; ".join(parts)
-
-
-def _kind(tensor: Tensor) -> str:
-    if tensor.dtype in FLOATS:
-        return "floating point"
-    return "integers" if tensor.dtype in INTEGERS else str(tensor.dtype).removeprefix("torch.")
 
 
 def _find(folder_or_repo: str | Path, revision: str | None) -> tuple[Path, Path]:
@@ -247,13 +163,3 @@ def _describe(model: nn.Module, content: dict[str, Any], source: Path) -> None:
             "mean": known.mean,
             "std": known.std,
         }
-
-
-def require_size(model: nn.Module, preprocessing: Preprocessing, source: Path) -> None:
-    """Raise UserError where images of that preprocessing are too small for the network."""
-    least: int = getattr(getattr(model, "model", model), "minimum_size", 1)
-    if preprocessing.image_size < least:
-        raise UserError(
-            f"{source}: a field is malformed: image_size: expected at least {least} for this "
-            f"network, got {preprocessing.image_size}"
-        )

@@ -76,16 +76,32 @@ def _read_file(path: Path) -> Any:
         raise UserError(_reason(suffix, error)) from None
 
 
-def load_torch(path: Path) -> Any:
+def load_torch(path: Path, *, whole: bool = False) -> Any:
     """What ``torch.save`` wrote, on the CPU; executes nothing and reads tensors as they are used.
+
+    ``whole`` reads them at once, so that the file may change, and compares the checksums: torch
+    takes a flipped bit for a weight like any other.
 
     Raises UserError, without the file's name, for a file that would unpack to more than it is,
     which torch.save never writes; for a damaged one whatever torch raises.
     """
     stored = zipfile.is_zipfile(path) and _require_unpacked(path, 1)
+    if whole:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
+    mapped = stored and not whole and _is_utf8(path)  # of which torch wants its name for that
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch says of sparse tensors, which are refused
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=stored)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_unpacked(path: Path, times: int) -> bool:

@@ -17,6 +17,7 @@ from bench.results_file import Record
 WAYS = ["plain contiguous", "plain", "ours"]  # compiling takes half a minute
 
 
+@pytest.mark.usefixtures("few_channels")
 def test_a_result_has_everything_of_every_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,7 @@ def test_without_git_a_result_says_so_and_is_not_continued(
         assert record.content["results"] == [{"batch": 1, "size": size}]
 
 
+@pytest.mark.usefixtures("few_channels")
 def test_every_variant_is_measured_as_it_comes() -> None:
     arguments = ("cbam_resnet18", "inference", 1, (32, 32), "float32", "cpu", 1)
     entries = list(speed.compare(*arguments, ["ours", "plain contiguous", "plain"]))

@@ -26,7 +26,7 @@ from ran.pictures.fonts import legible
 from ran.pictures.plots import plot_confusion, plot_curves
 from ran.text import plural, printable
 from ran.training.callbacks import COLUMNS, MetricsTable
-from ran.training.saving import CheckpointFiles
+from ran.training.checkpoints import CheckpointFiles
 from ran.training.settings import make_settings
 from ran.weights.network_card import load_network, save_network
 from tests.tiny import TINY, make_folder, random_image

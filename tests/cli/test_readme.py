@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ran.cli import app
 from ran.training import runs
+from ran.training.lock import FolderLock
 from ran.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,8 @@ def test_trainings_run_one_after_another(monkeypatch: pytest.MonkeyPatch, tmp_pa
         if not settings.resume:
             runs.check_folder(settings.folder, overwrite=settings.overwrite)
         if not settings.folder.exists():
-            runs.start_folder(settings.folder, settings.to_json())
+            with FolderLock(settings.folder) as lock:
+                runs.start_folder(settings.folder, settings.to_json(), lock)
         written.append(settings.folder)
         raise TrainedError
 

@@ -140,7 +140,8 @@ def test_an_error_of_a_reading_process_is_one_line(trained: TrainingResult) -> N
     ("arguments", "expected"),
     [
         ({"tta": "rotate"}, "tta: expected one of none, flip, got 'rotate'"),
-        ({"image_size": 0}, "image_size: expected a positive integer, got 0"),
+        ({"image_size": 0}, "image_size: expected 1 to 8192 pixels, got 0"),
+        ({"image_size": 8193}, "image_size: expected 1 to 8192 pixels, got 8193"),
         ({"image_size": 2}, "image size 2: expected at least 3"),
         ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
         ({"device": "abacus"}, "device: expected"),

@@ -67,6 +67,24 @@ def gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]
     }
 
 
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all buffers."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def stored(model: nn.Module, x: Tensor) -> int:
+    """Bytes that the forward keeps for the backward, weights included once."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return sum(sizes.values())
+
+
 def check_export(model: nn.Module, example: Tensor, shapes: list[tuple[int, ...]]) -> None:
     """Asserts that the model exports with a free batch, height and width and computes the same.
 

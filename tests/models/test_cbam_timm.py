@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ran
-from tests.models.helpers import check_export, gradients
+from tests.models.helpers import check_export, gradients, statistics, stored
 from tests.models.test_cbam import PLANS, every_plan, small
 
 
@@ -81,10 +81,6 @@ def test_features_only_of_some_stages() -> None:
         assert torch.equal(got, want)
 
 
-def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-
 def test_checkpointing_changes_no_gradient_and_no_statistic() -> None:
     plain = small(PLANS["bottleneck"])
     saving = copy.deepcopy(plain)
@@ -97,19 +93,6 @@ def test_checkpointing_changes_no_gradient_and_no_statistic() -> None:
     torch.testing.assert_close(intermediates[-1], plain.forward_features(x), rtol=0, atol=0)
     saving.set_grad_checkpointing(False)
     assert not any(block.grad_checkpointing for _, block in saving._blocks())
-
-
-def stored(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that the forward keeps for the backward, weights included once."""
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(sizes.values())
 
 
 @every_plan

@@ -13,7 +13,7 @@ from ran.models.cbam_registry import CBAM_PLANS
 from ran.models.cbam_resnet import CbamGates
 from ran.models.origin import Origin
 from ran.models.registry import SPECS
-from ran.weights.pretrained import build_network
+from ran.weights.assembly import build_network
 from ran_kernels.nn import CBAM
 from tests.models.helpers import gradients, randomise
 

@@ -1,14 +1,10 @@
 """Deployed networks compute what the originals do."""
 
 import copy
-import io
-import pickle
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +15,7 @@ from ran.serving.layers import Conv, Maker
 from ran_kernels import backends
 from tests.models.helpers import relative, small
 
-from .deployed import CBAM, NETWORKS, SHALLOW, exact, images, shaped
+from .deployed import NETWORKS, SHALLOW, exact, images, shaped
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -140,65 +136,6 @@ def test_threads_get_right_answers(name: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", ["authors", "CBAM bottleneck"])
-@pytest.mark.parametrize("backend", ["reference", "native"])
-def test_exports(name: str, backend: str) -> None:
-    model, x = shaped(NETWORKS[name]()), images()
-    deployed = ran.deploy(model, x)
-    with ran_kernels.backend(backend):
-        program = torch.export.export(
-            deployed, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
-    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
-    assert not any("batch_norm" in target or "mkldnn" in target for target in targets)
-    assert any(target.startswith("ran.") for target in targets) == (backend == "native")
-    more = images(3)
-    assert relative(program.module()(more).double(), exact(model, more)) < 1e-5
-
-
-def test_copies_and_states() -> None:
-    x = images()
-    deployed = ran.deploy(shaped(small()), x)
-    want = deployed(x)
-    other = ran.deploy(shaped(small()), x)
-    assert not torch.equal(other(x), want)
-    other.load_state_dict(deployed.state_dict())
-    for copied in (copy.deepcopy(deployed), other):
-        assert torch.equal(copied(x), want)
-    moved = copy.deepcopy(deployed).to(torch.float64)
-    assert moved.network(x.double()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-@pytest.mark.parametrize("name", ["authors", "features", "CBAM basic", "timm"])
-def test_a_saved_network_computes_the_same_bits(name: str, layout: str) -> None:
-    x = images()
-    model = shaped(NETWORKS[name]())
-    deployed = ran.deploy(model, x, layout=layout)
-    with torch.no_grad():
-        pairs = (model, model(x)), (deployed, deployed(x))
-    for module, want in pairs:
-        file = io.BytesIO()
-        torch.save(module, file)
-        file.seek(0)
-        loaded = [torch.load(file, weights_only=False)]
-        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-            loaded.append(pickle.loads(pickle.dumps(module, protocol)))
-        with torch.no_grad():
-            assert all(torch.equal(other(x), want) for other in loaded)
-
-
-def test_inference_alone() -> None:
-    model = shaped(small())
-    deployed = ran.deploy(model)
-    assert not deployed.training
-    assert not any(parameter.requires_grad for parameter in deployed.parameters())
-    assert not deployed(images().requires_grad_()).requires_grad
-    assert deployed.eval() is deployed
-    with pytest.raises(RuntimeError, match="train: a deployed network is for inference"):
-        deployed.train()
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -230,53 +167,8 @@ def test_peak_memory(name: str, options: dict[str, Any]) -> None:
         assert ours < 5 * 4 * (4 * 64 * 24 * 24)
 
 
-def _hooked() -> nn.Module:
-    model = small()
-    model.stem.register_forward_hook(lambda *_: None)
-    return model
-
-
-def _without_statistics() -> nn.Module:
-    return ran.CbamResNet(**CBAM).apply(
-        lambda m: (
-            m.register_buffer("running_mean", None)
-            if isinstance(m, nn.BatchNorm2d) and m.num_features == 64
-            else None
-        )
-    )
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "error", "message"),
-    [
-        (lambda: 3, {}, TypeError, "model: expected a module, got int"),
-        (lambda: nn.Linear(1, 1), {}, TypeError,
-         "model: expected a ResidualAttentionNetwork, a CbamResNet or .* got Linear"),
-        (lambda: timm.create_model("resnet26", block_args={"attn_layer": "cbam"}), {}, TypeError,
-         r"layer1.0.se: expected ran_kernels.nn.CBAM, got CbamModule; ran_kernels.fuse\(model\)"),
-        (lambda: timm.create_model("seresnet50"), {}, TypeError,
-         "layer1.0.se: expected ran_kernels.nn.CBAM, got SEModule"),
-        (_hooked, {}, ValueError, "model: expected no hooks, as .* 'stem' has some"),
-        (_without_statistics, {}, ValueError,
-         "conv1: expected a normalisation with running statistics, it has none"),
-        (small, {"dtype": torch.int8}, ValueError, "dtype: expected one of .* got torch.int8"),
-        (small, {"layout": "NHWC"}, ValueError, "layout: expected one of .* got 'NHWC'"),
-        (small, {"graph": True}, ValueError, "graph: expected a model on CUDA, got one on cpu"),
-        (small, {"example": torch.zeros(1, 4, 40, 40)}, ValueError,
-         r"x: expected shape \(N, 3, H, W\) .* got \(1, 4, 40, 40\)"),
-    ],
-    ids=["number", "other", "unfused", "SE", "hooks", "statistics", "dtype", "layout", "graph",
-         "example"],
-)  # fmt: skip
-def test_bad_arguments_are_named(
-    make: Callable[[], Any], options: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        ran.deploy(make(), **options)
-
-
 def test_where_cudnn_fuses_nothing_the_plain_convolution_runs() -> None:
-    maker = Maker(torch.float32, torch.channels_last)
+    maker = Maker(torch.float32, "channels_last")
     layer = maker.conv(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval(), relu=True, name="conv")
     x, added = torch.randn(2, 3, 9, 9), torch.randn(2, 8, 7, 7)
     for other in (None, added):

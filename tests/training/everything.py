@@ -63,5 +63,5 @@ class StopAfterStep(L.Callback):
 
 
 def checkpoint_of(step: int) -> dict[str, Any]:
-    """The parts that a training's checkpoint has, and 40 kB."""
-    return {**dict.fromkeys(PARTS), "step": step, "weights": torch.zeros(10_000)}
+    """The parts that a training's checkpoint has, and 40 kB that say the step too."""
+    return {**dict.fromkeys(PARTS), "step": step, "weights": torch.full((10_000,), float(step))}

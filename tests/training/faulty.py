@@ -28,10 +28,12 @@ from ran.data.dataset import InMemory
 from ran.errors import UserError
 from ran.files import read_json
 from ran.training import runs
-from ran.training.checkpoints import PARTS, CheckpointFiles, find_checkpoint
+from ran.training.checkpoints import CheckpointFiles, find_checkpoint
 from ran.training.lock import FolderLock
 from ran.training.logs import CurveLog
 from tests.tiny import TINY, TINY_OPTIONS
+
+from .everything import checkpoint_of
 
 #: As in faults.c: killed before, and after half of, an operation; a disk that is full from then on.
 KILL, HALF, FULL = -1, -2, -1000 - errno.ENOSPC
@@ -50,10 +52,6 @@ class Scenario:
     prepare: Callable[[Path], None]
     act: Callable[[Path], None]
     check: Callable[[Path, str, str], None]
-
-
-def checkpoint_of(step: int) -> dict[str, Any]:
-    return {**dict.fromkeys(PARTS), "step": step, "weights": torch.full((10_000,), float(step))}
 
 
 def save(step: int, name: str = "last.ckpt") -> Callable[[Path], None]:

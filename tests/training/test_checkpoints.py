@@ -1,8 +1,10 @@
 """Checkpoints that are damaged, of another training, or that the disk has no room for."""
 
 import dataclasses
+import os
 import resource
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,49 @@ def test_a_flipped_bit_in_a_tensor_is_damage(tmp_path: Path) -> None:
     assert [str(error) for error in errors] == [
         f"{last}: expected a readable checkpoint of tensors and numbers"
     ]
+
+
+def packed(path: Path) -> str:
+    """Puts a checkpoint there whose zeros are packed; what is said of it."""
+    CheckpointFiles().save_checkpoint(checkpoint_of(0), path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return f"{path.stat().st_size:,} bytes would unpack to"
+
+
+def pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return "expected a checkpoint, found a pipe"
+
+
+def folder(path: Path) -> str:
+    path.mkdir()
+    return "expected a checkpoint, found no file there"
+
+
+@pytest.mark.parametrize("make", [packed, pipe, folder])
+def test_what_would_fill_the_memory_or_never_end_is_not_read(
+    make: Callable[[Path], str], tmp_path: Path
+) -> None:
+    last = tmp_path / "last.ckpt"
+    CheckpointFiles().save_checkpoint(checkpoint_of(0), tmp_path / "previous.ckpt")
+    expected = make(last)
+    found, [error] = find_checkpoint(tmp_path)
+    assert found == tmp_path / "previous.ckpt"
+    assert str(error).startswith(f"{last}: expected a ")
+    assert expected in str(error)
+
+
+def test_tensors_do_not_follow_a_file_that_is_written_again(tmp_path: Path) -> None:
+    files, path = CheckpointFiles(), tmp_path / "last.ckpt"
+    files.save_checkpoint(checkpoint_of(1), path)
+    weights = files.load_checkpoint(path)["weights"]
+    with path.open("r+b") as file:  # as a copy over it does
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(weights, checkpoint_of(1)["weights"])
 
 
 def test_two_damaged_checkpoints_are_named_and_left(stopped: dict[str, Any]) -> None:

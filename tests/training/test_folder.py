@@ -212,7 +212,7 @@ def test_a_folder_may_have_any_name(
     assert (again.rows, again.folder) == (first.rows, tmp_path / name)
     run = read_json(tmp_path / name / "run.json", format="ran-run", version=1)
     assert run["settings"]["output"] == str(tmp_path / name)
-    shown = name.replace("\udcff", "\\udcff").replace("\n", "\\n")
+    shown = name.replace("\udcff", "\\xff").replace("\n", "\\n")
     assert f"going on from {tmp_path}/{shown}/last.ckpt\n" in capsys.readouterr().out
 
 

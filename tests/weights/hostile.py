@@ -96,7 +96,7 @@ def write_pipe(path: Path) -> None:
 #: (where, value, what the error says) of a card; where is a path into the JSON.
 CARDS: list[tuple[tuple[str, ...], Any, str]] = [
     *[
-        (("preprocessing", "image_size"), value, "image_size: expected an integer of at least 1")
+        (("preprocessing", "image_size"), value, "image_size: expected 1 to 8192 pixels")
         for value in (0, -5, 10**9, 16.5, "wide", True, None)
     ],
     (("preprocessing", "image_size"), 1, "image_size: expected at least 3"),
@@ -107,7 +107,7 @@ CARDS: list[tuple[tuple[str, ...], Any, str]] = [
     (("preprocessing", "mean"), "5", "mean: expected a number for each"),
     (("preprocessing", "mean"), [math.nan] * 3, "mean: expected a number from -10000 to 10000"),
     (("preprocessing", "mean"), [0.5, 0.5, None], "mean: expected a number from"),
-    (("preprocessing", "mean"), [0.5], "std: expected 1 numbers as of mean"),
+    (("preprocessing", "mean"), [0.5], "std: expected 1 number as of mean"),
     (("preprocessing", "std"), [0, 1, 1], "std: expected a number from 0.0001 to 10000, got 0"),
     (("preprocessing", "std"), [1, math.nan, 1], "std: expected a number from"),
     (("preprocessing", "std"), [], "std: expected a number for each"),
