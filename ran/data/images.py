@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from ..checks import require, require_choice, require_image_size, require_number
+from ..text import plural
 
 #: Side at and below which an image is taken to be its subject, with no border to crop away.
 SMALL_IMAGE = 64
@@ -52,7 +53,7 @@ class Preprocessing:
             for value in values:
                 require_number(name, least, MOST_SCALE, value)
         equal = len(self.std) == len(self.mean)
-        require(equal, "std", f"{len(self.mean)} numbers as of mean", self.std)
+        require(equal, "std", f"{plural(len(self.mean), 'number')} as of mean", self.std)
 
     @property
     def channels(self) -> int:
