@@ -96,7 +96,7 @@ def write_pipe(path: Path) -> None:
 #: (where, value, what the error says) of a card; where is a path into the JSON.
 CARDS: list[tuple[tuple[str, ...], Any, str]] = [
     *[
-        (("preprocessing", "image_size"), value, "image_size: expected an integer of at least 1")
+        (("preprocessing", "image_size"), value, "image_size: expected 1 to 8192 pixels")
         for value in (0, -5, 10**9, 16.5, "wide", True, None)
     ],
     (("preprocessing", "image_size"), 1, "image_size: expected at least 3"),
