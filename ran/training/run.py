@@ -110,7 +110,8 @@ def _train(
     if settings.sync_bn and device.type == "cpu":
         raise UserError("sync_bn: expected GPUs, PyTorch synchronises norms on them alone")
     size = settings.image_size or usual
-    data = load_data(settings.data, size, settings.augmentation, settings.data_options())
+    with enough_memory(settings):
+        data = load_data(settings.data, size, settings.augmentation, settings.data_options())
     card = NetworkCard(settings.model, data.class_names, data.preprocessing, settings.model_options)
 
     L.seed_everything(settings.seed, workers=True, verbose=False)

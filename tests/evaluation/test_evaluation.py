@@ -100,7 +100,7 @@ def test_gray_images_suit_a_colour_network_but_not_the_reverse(
     colours = dataclasses.replace(
         data, preprocessing=card.preprocessing, test=InMemory(images.expand(-1, 3, -1, -1), labels)
     )
-    with pytest.raises(UserError, match=r"expected images of 1 channels, .* got 3"):
+    with pytest.raises(UserError, match=r"expected images of 1 channel, .* got 3"):
         evaluate(trained.folder, colours)
 
 

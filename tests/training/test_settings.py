@@ -70,8 +70,8 @@ ENDLESS["itself"] = ENDLESS
         ({"model": "m" * 10**6}, "model: expected at most 4096 characters, got 1000000: 'mmm"),
         ({"model_options": ENDLESS}, "model_options: expected what JSON can hold"),
         (
-            {"model_options": {**TINY_OPTIONS, "stem_width": 10**12}, "image_size": 16},
-            "model attention56_cifar_pool at image size 16: expected one that fits this machine's",
+            {"model_options": {**TINY_OPTIONS, "stem_width": 10**12}},
+            "model attention56_cifar_pool: stem_width: expected an integer of at least 1 and at mo",
         ),
         ({"optimizer": "sdg"}, "optimizer: expected one of timm.optim.list_optimizers()"),
         ({"optimizer": "sdg"}, "did you mean 'sgd'"),
@@ -111,6 +111,22 @@ def test_bad_settings_are_named_before_anything_is_written(
         train(tiny_settings(**{"output": tmp_path / "run", **changes}))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["load_data", "check_runs"])
+def test_what_no_memory_holds_is_named_before_anything_is_written(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: Any) -> None:
+        torch.empty(1 << 50, dtype=torch.uint8)
+
+    monkeypatch.setattr(f"ran.training.run.{what}", ask)
+    expected = (
+        r"^model attention56_cifar_pool at image size 16: expected one that fits this m[^\n]*$"
+    )
+    with pytest.raises(UserError, match=expected):
+        train(tiny_settings(tmp_path / "run", image_size=16))
     assert list(tmp_path.iterdir()) == []
 
 
