@@ -126,6 +126,7 @@ def _leave_what_is_shared(model: nn.Module, outcomes: Outcomes) -> None:
                 for name, part in module.named_modules():
                     if part in staying and part not in kept:
                         shared[module] = f"the model has its {name} elsewhere, too"
+                        break  # the names of what is in it follow
         if not shared:
             return
         outcomes.update(shared)
