@@ -82,7 +82,8 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         for kind in type(part).__mro__:
             if not kind.__module__.startswith(("torch.", "builtins")):
                 for attribute, value in vars(kind).items():
-                    state[f"{kind.__name__}.{attribute}"] = mark(value)
+                    # By the class as well: one may have the name of its base.
+                    state.setdefault(f"{kind.__name__}.{attribute}", {})[id(kind)] = mark(value)
     return state
 
 

@@ -1,5 +1,6 @@
 """What `ran_kernels.fuse` keeps away from: modules that differ from CBAM somewhere, or do more."""
 
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ import ran_kernels
 from . import test_fuse
 
 KEPT: list[Tensor] = []
+CALLS = 0
+TABLE = [1.0] * 500 + [2.0] * 4000
 Forward = Callable[[Any, Tensor], Any]
 
 
@@ -89,6 +92,23 @@ def counts(self: Any, x: Tensor) -> Tensor:
     return plain(self, x)
 
 
+def counting() -> Forward:
+    calls = 0
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return plain(self, x)
+
+    return forward
+
+
+def counts_calls(self: Any, x: Tensor) -> Tensor:
+    global CALLS
+    CALLS += 1
+    return plain(self, x)
+
+
 def keeps_elsewhere(self: Any, x: Tensor) -> Tensor:
     KEPT[:] = [self.channel(x)]
     return self.spatial(KEPT[0])
@@ -120,6 +140,18 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
         lambda self, x: (lambda n, c, h, w: plain(self, x * 2 if h == w + 90 else x))(*x.shape),
         "how large the input is",
     ),
+    "size by division": (lambda self, x: plain(self, x * (1 + x.shape[2] // 99)), "how large"),
+    "size over size": (
+        lambda self, x: plain(self, x * (1.0 if x.shape[2] / x.shape[3] < 50 else 2.0)),
+        "how large",
+    ),
+    "size in a table": (lambda self, x: plain(self, x * {97: 2.0}.get(len(x.mT), 1.0)), "asks"),
+    "size as a key": (lambda self, x: plain(self, x * {97: 2.0}.get(x.shape[2], 1.0)), "how large"),
+    "size as a number": (
+        lambda self, x: plain(self, x * (int(x.shape[2]) > 999 or 1)),
+        "how large",
+    ),
+    "size as an index": (lambda self, x: plain(self, x * TABLE[x.shape[2]]), "input's size"),
     "length": (lambda self, x: plain(self, x if len(x) < 999 else x * 2), "asks a tensor for"),
     "size in a script": (lambda self, x: plain(self, CLIP(x)), "depends on the input's size"),
     "dtype": (lambda self, x: plain(self, x * 2 if x.dtype == torch.half else x), "for dtype"),
@@ -135,6 +167,22 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
         lambda self, x: plain(self, x * 1 if torch.is_grad_enabled() else x),
         "on gradients",
     ),
+    "factor by gradients": (
+        lambda self, x: plain(self, x * (1.0 if torch.is_grad_enabled() else 2.0)),
+        "on gradients",
+    ),
+    "factor by autocast": (
+        lambda self, x: plain(self, x * (2.0 if torch.is_autocast_enabled("cpu") else 1.0)),
+        "depends on autocast",
+    ),
+    "autocast off": (torch.autocast("cuda", enabled=False)(plain), "sets autocast"),
+    "gradients set": (torch.enable_grad()(plain), "sets autocast or the recording of gradients"),
+    "random": (
+        lambda self, x: plain(self, x * (2.0 if random.random() < 1e-9 else 1.0)),
+        "draws random numbers",
+    ),
+    "closure": (counting(), "sets its attribute CbamModule.forward"),
+    "global": (counts_calls, "sets its attribute CbamModule.forward"),
     "training": (
         lambda self, x: plain(self, x) * (1.0 if self.training else 1 + 1e-6),
         "something else",
@@ -273,6 +321,20 @@ Checks.__name__ = "CbamModule"
 def test_harmless_changes_are_replaced() -> None:
     model = nn.Sequential(Checks(8), timms(lambda self, input: plain(self, input)))
     assert ran_kernels.fuse(model).replaced == ["0", "1"]
+
+
+def test_modules_alike_but_for_a_number_are_each_asked() -> None:
+    def scaled(by: float) -> nn.Module:
+        return called(lambda: timms(forward), lambda m: setattr(m, "_scale", by))
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return plain(self, x) * self._scale
+
+    kind = type(scaled(1.0))
+    model: Any = nn.Sequential(scaled(1.0), scaled(1.0), scaled(2.0), scaled(1.0))
+    for module in model:
+        module.__class__ = kind
+    assert ran_kernels.fuse(model).replaced == ["0", "1", "3"]
 
 
 def test_nothing_is_touched_when_planning_fails(monkeypatch: pytest.MonkeyPatch) -> None:
