@@ -12,9 +12,13 @@ def is_called_plainly(module: nn.Module) -> bool:
     Not so with hooks of its own, with hooks for all modules, after ``module.compile()``, and where
     somebody exchanged the ``forward`` of this one object.
     """
-    return not (
+    return not (has_own_call(module) or has_global_hooks())
+
+
+def has_own_call(module: nn.Module) -> bool:
+    """Whether calling this one object runs something else than its class's ``forward``."""
+    return (
         has_call_hooks(module)
-        or has_global_hooks()
         or "forward" in module.__dict__
         or module._compiled_call_impl is not None
     )

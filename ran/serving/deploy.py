@@ -9,6 +9,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from ran_kernels import backends
+from ran_kernels.parts import has_call_hooks
 
 from ..checks import require_choice, require_images
 from ..models.cbam_resnet import CbamResNet
@@ -64,7 +65,8 @@ def deploy(
     Raises:
         TypeError: `model` is no known network, or holds a layer that is unknown; it is named.
         ValueError: `dtype` or `layout` is none of the above, `graph` is asked for on another device
-            than CUDA, a layer has hooks, or a normalisation keeps no running statistics.
+            than CUDA, a layer has hooks of any kind or another forward than its class, or a
+            normalisation keeps no running statistics.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a module, got {type(model).__name__}")
@@ -73,8 +75,10 @@ def deploy(
     dtype = dtype or (torch.float32 if first is None else first.dtype)
     require_choice("dtype", DTYPES, dtype)
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_call_hooks(module):
             raise ValueError(f"model: expected no hooks, as they would be lost; {name!r} has some")
+        if "forward" in module.__dict__:
+            raise ValueError(f"model: expected each class's own forward; {name!r} has another")
     make = Maker(dtype, LAYOUTS[layout], fuse_gate)
     network: nn.Module
     # No subclass: it may compute something else.
