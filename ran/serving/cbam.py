@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import ran_kernels
 from ran_kernels.nn import CBAM
+from ran_kernels.parts import is_pointwise
 
 from ..models.cbam_resnet import STAGES, CbamBasicBlock, CbamBottleneck
 from .layers import Maker
@@ -33,6 +34,9 @@ class DeployedCBAM(nn.Module):
         layer = nn.Conv2d if cbam.mlp_conv else nn.Linear
         for part, kind in (("fc1", layer), ("fc2", layer), ("norm", nn.BatchNorm2d)):
             _require(getattr(cbam, part), kind, f"{name}.{part}")
+        for part in ("fc1", "fc2"):
+            if cbam.mlp_conv and not is_pointwise(getattr(cbam, part)):
+                raise TypeError(f"{name}.{part}: expected a plain 1×1 convolution")
         self.fc1, self.fc2 = make.linear(cbam.fc1), make.linear(cbam.fc2, times=2)
         conv = copy.deepcopy(cbam.conv)
         if cbam.mean_first:  # the kernel's maps are maximum, then mean

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ran_kernels import backends
-from ran_kernels.parts import has_global_hooks, has_own_call
+from ran_kernels.parts import are_called_plainly
 
 #: Shapes that plans and packed weights are kept for; further ones go through the modules, with the
 #: plain weights, which oneDNN then packs at every call: 3 % of the time of most convolutions, a
@@ -89,8 +89,7 @@ def may_keep(modules: list[nn.Module], x: Tensor) -> bool:
         and not torch.is_autocast_enabled(x.device.type)
         and backends.transformed() is None
         and _get_current_dispatch_mode() is None
-        and not has_global_hooks()
-        and not any(map(has_own_call, modules))
+        and are_called_plainly(modules)
     )
 
 

@@ -173,9 +173,9 @@ class Spatial(Part):
         conv = nn.Conv2d(
             2, 1, k, padding=k // 2 * dilation, dilation=dilation, bias="conv bias" in twists
         )
-        norm = nn.Identity() if "no norm" in twists else nn.BatchNorm2d(
-            1, recipe.forms["eps"], recipe.forms["momentum"]
-        )  # fmt: skip
+        norm: nn.Module = nn.BatchNorm2d(1, recipe.forms["eps"], recipe.forms["momentum"])
+        if "no norm" in twists:
+            norm = nn.Identity()
         if "norm of another kind" in twists:
             norm = nn.InstanceNorm2d(1, affine=True)
         setattr(self, "conv" if recipe.timms else "spatial", _Named(conv, norm))
@@ -263,7 +263,6 @@ def answers(module: nn.Module, x: Tensor) -> list[Tensor]:
 def equal(a: Tensor, b: Tensor) -> bool:
     finite = b[b.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
-    # The perceptron's weights are (out, in) or (out, in, 1, 1) for both.
     return torch.allclose(a.double(), b.double(), rtol=1e-8, atol=1e-9 * scale, equal_nan=True)
 
 

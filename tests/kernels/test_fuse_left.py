@@ -82,6 +82,15 @@ def sets(self: Any, x: Tensor) -> Tensor:
     return self.spatial(self.last_attention)
 
 
+def unpacks(self: Any, x: Tensor) -> Tensor:
+    _, _, h, w = x.shape
+    return plain(self, x * 2 if h == w + 90 else x)
+
+
+def with_mask(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    return plain(self, x)
+
+
 def appends(self: Any, x: Tensor) -> Tensor:
     self.seen.append(x.dim())
     return plain(self, x)
@@ -136,16 +145,13 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
         lambda self, x: plain(self, x * 2 if x.shape[0] * x.size(-1) % 97 == 0 else x),
         "how large the input is",
     ),
-    "size, unpacked": (
-        lambda self, x: (lambda n, c, h, w: plain(self, x * 2 if h == w + 90 else x))(*x.shape),
-        "how large the input is",
-    ),
+    "size, unpacked": (unpacks, "how large the input is"),
     "size by division": (lambda self, x: plain(self, x * (1 + x.shape[2] // 99)), "how large"),
     "size over size": (
         lambda self, x: plain(self, x * (1.0 if x.shape[2] / x.shape[3] < 50 else 2.0)),
         "how large",
     ),
-    "size in a table": (lambda self, x: plain(self, x * {97: 2.0}.get(len(x.mT), 1.0)), "asks"),
+    "size in a table": (lambda self, x: plain(self, x * {97: 2.0}.get(len(x), 1.0)), "asks"),
     "size as a key": (lambda self, x: plain(self, x * {97: 2.0}.get(x.shape[2], 1.0)), "how large"),
     "size as a number": (
         lambda self, x: plain(self, x * (int(x.shape[2]) > 999 or 1)),
@@ -208,7 +214,7 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
     "layout out": (lambda self, x: plain(self, x).contiguous(), "another memory layout"),
     "attribute": (sets, "sets its attribute last_attention"),
     "keeps elsewhere": (keeps_elsewhere, "keeps a result"),
-    "more arguments": (lambda self, x, mask=None: plain(self, x), "takes more than the features"),
+    "more arguments": (with_mask, "takes more than the features"),
     "any arguments": (lambda self, *x: plain(self, *x), "takes more than the features"),
 }
 

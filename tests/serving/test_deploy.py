@@ -254,6 +254,13 @@ def test_perceptrons_of_convolutions() -> None:
     assert relative(ran.deploy(model, dtype=torch.float64)(x), want) > 1e-3
 
 
+def _wide_perceptron() -> nn.Module:
+    model = timm_cbam(layers=(1, 1, 1, 1))
+    cbam: Any = model.get_submodule("layer1.0.se")
+    cbam.fc1 = nn.Conv2d(cbam.fc1.in_channels, cbam.fc1.out_channels, 3, padding=1)
+    return model
+
+
 def _without_statistics() -> nn.Module:
     return ran.CbamResNet(**CBAM).apply(
         lambda m: (
@@ -274,6 +281,7 @@ def _without_statistics() -> nn.Module:
          r"layer1.0.se: expected ran_kernels.nn.CBAM, got CbamModule; ran_kernels.fuse\(model\)"),
         (lambda: timm.create_model("seresnet50"), {}, TypeError,
          "layer1.0.se: expected ran_kernels.nn.CBAM, got SEModule"),
+        (_wide_perceptron, {}, TypeError, "layer1.0.cbam.fc1: expected a plain 1×1 convolution"),
         (_hooked, {}, ValueError, "model: expected no hooks, as .* 'stem' has some"),
         (_without_statistics, {}, ValueError,
          "conv1: expected a normalisation with running statistics, it has none"),
@@ -283,8 +291,8 @@ def _without_statistics() -> nn.Module:
         (small, {"example": torch.zeros(1, 4, 40, 40)}, ValueError,
          r"x: expected shape \(N, 3, H, W\) .* got \(1, 4, 40, 40\)"),
     ],
-    ids=["number", "other", "unfused", "SE", "hooks", "statistics", "dtype", "layout", "graph",
-         "example"],
+    ids=["number", "other", "unfused", "SE", "perceptron", "hooks", "statistics", "dtype", "layout",
+         "graph", "example"],
 )  # fmt: skip
 def test_bad_arguments_are_named(
     make: Callable[[], Any], options: dict[str, Any], error: type[Exception], message: str
