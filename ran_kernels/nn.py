@@ -187,7 +187,7 @@ class CBAM(nn.Module):
             if type(part) is not kind or not is_called_plainly(part):
                 return None
             plain = is_pointwise if name.startswith("fc") else keeps_size
-            if kind is nn.Conv2d and not plain(part):
+            if isinstance(part, nn.Conv2d) and not plain(part):
                 return None
         fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
         mean, var = norm.running_mean, norm.running_var

@@ -78,12 +78,14 @@ def state_of(module: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, part in module.named_modules():
         for attribute, value in vars(part).items():
-            state[f"{name}.{attribute}".removeprefix(".")] = mark(value)
+            state[f"its attribute {f'{name}.{attribute}'.removeprefix('.')}"] = mark(value)
         for kind in type(part).__mro__:
             if not kind.__module__.startswith(("torch.", "builtins")):
                 for attribute, value in vars(kind).items():
+                    what = "a variable of" if isinstance(value, FunctionType) else "its attribute"
                     # By the class as well: one may have the name of its base.
-                    state.setdefault(f"{kind.__name__}.{attribute}", {})[id(kind)] = mark(value)
+                    held = state.setdefault(f"{what} {kind.__name__}.{attribute}", {})
+                    held[id(kind)] = mark(value)
     return state
 
 

@@ -46,7 +46,7 @@ class Trial:
         after = state_of(self.original)
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
-                raise UnusualError(f"its forward sets its attribute {name}")
+                raise UnusualError(f"its forward sets {name}")
         if found:
             raise UnusualError(found[0])
 

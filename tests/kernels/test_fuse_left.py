@@ -14,7 +14,7 @@ import ran_kernels
 
 from . import test_fuse
 
-KEPT: list[Tensor] = []
+KEEP: Callable[[Tensor], None] = list[Tensor]().append
 CALLS = 0
 TABLE = [1.0] * 500 + [2.0] * 4000
 Forward = Callable[[Any, Tensor], Any]
@@ -119,8 +119,8 @@ def counts_calls(self: Any, x: Tensor) -> Tensor:
 
 
 def keeps_elsewhere(self: Any, x: Tensor) -> Tensor:
-    KEPT[:] = [self.channel(x)]
-    return self.spatial(KEPT[0])
+    KEEP(kept := self.channel(x))
+    return self.spatial(kept)
 
 
 def swallows(self: Any, x: Tensor) -> Tensor:
@@ -187,8 +187,8 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
         lambda self, x: plain(self, x * (2.0 if random.random() < 1e-9 else 1.0)),
         "draws random numbers",
     ),
-    "closure": (counting(), "sets its attribute CbamModule.forward"),
-    "global": (counts_calls, "sets its attribute CbamModule.forward"),
+    "closure": (counting(), "sets a variable of CbamModule.forward"),
+    "global": (counts_calls, "sets a variable of CbamModule.forward"),
     "training": (
         lambda self, x: plain(self, x) * (1.0 if self.training else 1 + 1e-6),
         "something else",

@@ -228,12 +228,12 @@ def test_what_modules_do_besides_is_not_lost_silently(part: str) -> None:
         module.register_full_backward_pre_hook,
         module.register_backward_hook,
     ):
-        handle = register(lambda *_: None)  # type: ignore[operator]
+        handle = register(lambda *_: None)
         with pytest.raises(ValueError, match=f"expected no hooks, .*; '{part}' has some"):
             ran.deploy(model)
         handle.remove()
         module._is_full_backward_hook = None
-    module.forward = module.forward  # type: ignore[method-assign]
+    module.forward = module.forward
     with pytest.raises(ValueError, match=f"expected each class's own forward; '{part}' has"):
         ran.deploy(model)
     del module.forward

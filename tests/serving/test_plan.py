@@ -63,7 +63,12 @@ def test_no_plan_where_somebody_looks_on() -> None:
         handle.remove()
     assert len(seen) == 3
     forward = layer.forward
-    layer.forward = lambda *a, **k: (seen.append(x), forward(*a, **k))[1]  # type: ignore[method-assign]
+
+    def watched(*arguments: Tensor, **options: bool) -> Tensor:
+        seen.append(x)
+        return forward(*arguments, **options)  # type: ignore[arg-type]
+
+    layer.forward = watched  # type: ignore[method-assign]
     deployed(x)
     assert len(seen) == 4
     del layer.forward
