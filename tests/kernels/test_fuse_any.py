@@ -288,6 +288,9 @@ def test_what_is_replaced_computes_the_same_and_cbam_is_replaced(batch: int) -> 
                 strict=True,
             )
             for index, (got, want) in enumerate(pair):
+                # PyTorch's pools differ in the gradient of NaN and infinity, as among themselves.
+                if not x.isfinite().all() and 0 < index <= 1 + len(list(original.parameters())):
+                    continue
                 assert got.shape == want.shape, case
                 assert equal(got, want), f"{case}, answer {index} for {tuple(x.shape)}"
 
