@@ -46,7 +46,7 @@ def fuse(model: nn.Module) -> FuseReport:
     The replacement has the modes and the very parameters and buffers of the original, so an
     optimizer made before goes on. Fuse after loading a state_dict, whose names change. All modules
     are looked at before the first is replaced: an error leaves the model as it was.
-    Among equal maxima the gradient goes to the first, where timm's shares it.
+    Among equal maxima, and NaN, the gradient goes to the first, where timm's shares it.
 
     Args:
         model: any module that contains CBAM modules.
