@@ -13,7 +13,7 @@ from .cbam_block import Norm, Options, Perceptron, cbam_block
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .checks import promote, require_device, require_shape, require_tensor
-from .parts import are_plain, is_called_plainly, keeps_size
+from .parts import are_plain, is_called_plainly, is_pointwise, keeps_size
 from .spatial_pool import spatial_pool
 from .upsample import upsample_add
 
@@ -189,7 +189,8 @@ class CBAM(nn.Module):
             part = getattr(self, name)
             if type(part) is not kind or not is_called_plainly(part):
                 return None
-            if isinstance(part, nn.Conv2d) and not keeps_size(part):
+            plain = is_pointwise if name.startswith("fc") else keeps_size
+            if isinstance(part, nn.Conv2d) and not plain(part):
                 return None
         fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
         mean, var = norm.running_mean, norm.running_var

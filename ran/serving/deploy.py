@@ -10,6 +10,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from ran_kernels import backends
+from ran_kernels.parts import has_call_hooks
 
 from ..checks import require_choice, require_finite, require_images
 from ..models.cbam_resnet import CbamResNet
@@ -67,7 +68,8 @@ def deploy(
         UserError: a ValueError. A tensor of `model`, which is named, holds NaN or infinity, or
             would in `dtype`.
         ValueError: `dtype` or `layout` is none of the above, `graph` is asked for on another device
-            than CUDA, a layer has hooks, or a normalisation keeps no running statistics.
+            than CUDA, a layer has hooks of any kind or another forward than its class, or a
+            normalisation keeps no running statistics.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a module, got {type(model).__name__}")
@@ -76,8 +78,10 @@ def deploy(
     dtype = dtype or (torch.float32 if first is None else first.dtype)
     require_choice("dtype", DTYPES, dtype)
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_call_hooks(module):
             raise ValueError(f"model: expected no hooks, as they would be lost; {name!r} has some")
+        if "forward" in module.__dict__:
+            raise ValueError(f"model: expected each class's own forward; {name!r} has another")
     require_finite("model", model.state_dict())
     make = Maker(dtype, layout, fuse_gate)
     network: nn.Module

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import ran_kernels
+from ran_kernels.parts import is_pointwise
 
 from ..errors import UserError
 from .plan import MOST_SHAPES, is_watched, marks_of
@@ -287,8 +288,8 @@ class Maker:
     def linear(self, linear: nn.Linear | nn.Conv2d, name: str, times: int = 1) -> Linear:
         """As Linear. Raises ValueError where a convolution is more than a linear layer."""
         require_kind(linear, (nn.Linear, nn.Conv2d), name)
-        if isinstance(linear, nn.Conv2d) and (linear.kernel_size, linear.groups) != ((1, 1), 1):
-            raise ValueError(f"{name}: expected a 1×1 convolution of one group, got {linear}")
+        if isinstance(linear, nn.Conv2d) and not is_pointwise(linear):
+            raise ValueError(f"{name}: expected a plain 1×1 convolution, got {linear}")
         return Linear(linear, times=times, dtype=self.dtype)
 
     def affine(self, norm: nn.Module, name: str) -> Affine:

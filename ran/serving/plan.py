@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ran_kernels import backends
+from ran_kernels.parts import are_called_plainly
 
 #: Shapes that plans and packed weights are kept for; further ones go through the modules, with the
 #: plain weights, which oneDNN then packs at every call: 3 % of the time of most convolutions, a
@@ -92,8 +93,8 @@ def record(network: nn.Module, x: Tensor) -> tuple[Tensor, Plan]:
 def may_keep(modules: list[nn.Module], x: Tensor) -> bool:
     """Whether what a network of these modules does for x may be done again without them.
 
-    Not so where somebody looks on: through hooks, a dispatch mode, autocast, torch.func's
-    transforms or forward-mode differentiation.
+    Not so where somebody looks on or steps in: through hooks, another forward, a dispatch mode,
+    autocast, torch.func's transforms or forward-mode differentiation.
     """
     return (
         type(x) is Tensor
@@ -101,7 +102,7 @@ def may_keep(modules: list[nn.Module], x: Tensor) -> bool:
         and not torch.is_autocast_enabled(x.device.type)
         and backends.transformed() is None
         and _get_current_dispatch_mode() is None
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        and are_called_plainly(modules)
     )
 
 

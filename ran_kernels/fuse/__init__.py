@@ -38,13 +38,15 @@ def fuse(model: nn.Module) -> FuseReport:
     it is watched while it runs on random weights, and compared with its replacement, the whole and
     each half, on inputs of many sizes, values and layouts, in evaluation and in training: results,
     gradients and buffers. One that computes anything else is left alone. So is one that does more
-    than to compute: that keeps something, asks for the input's size, dtype or values, has hooks, a
-    derivative of its own or methods of `torch.nn.Module` of its own, or cannot be copied.
+    than to compute: that keeps something, asks for the input's size, dtype or values, draws random
+    numbers, sets autocast, has hooks, a derivative or methods of `torch.nn.Module` of its own, or
+    cannot be copied. It takes about 0.2 s for each kind and width of module, 1 s for 2048
+    channels; modules alike but for their tensors' values are asked once.
 
     The replacement has the modes and the very parameters and buffers of the original, so an
     optimizer made before goes on. Fuse after loading a state_dict, whose names change. All modules
     are looked at before the first is replaced: an error leaves the model as it was.
-    Among equal maxima the gradient goes to the first, where timm's shares it.
+    Among equal maxima, and NaN, the gradient goes to the first, where timm's shares it.
 
     Args:
         model: any module that contains CBAM modules.
@@ -126,6 +128,7 @@ def _leave_what_is_shared(model: nn.Module, outcomes: Outcomes) -> None:
                 for name, part in module.named_modules():
                     if part in staying and part not in kept:
                         shared[module] = f"the model has its {name} elsewhere, too"
+                        break  # the names of what is in it follow
         if not shared:
             return
         outcomes.update(shared)

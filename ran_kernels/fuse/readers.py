@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..nn import CBAM
-from ..parts import keeps_size
+from ..parts import is_pointwise, keeps_size
 
 
 class UnusualError(Exception):
@@ -39,7 +39,7 @@ def _known(
     mlp_conv = type(fc1) is nn.Conv2d
     for layer in (fc1, fc2):
         _require_type(layer, nn.Conv2d if mlp_conv else nn.Linear)
-        if mlp_conv and not (layer.kernel_size == (1, 1) and keeps_size(layer)):
+        if mlp_conv and not is_pointwise(layer):
             raise UnusualError("its perceptron has convolutions that are not 1×1")
     _require_type(conv, nn.Conv2d)
     if conv.bias is not None:

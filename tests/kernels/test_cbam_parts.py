@@ -136,6 +136,21 @@ def test_changed_parts_take_part(kind: str) -> None:
     same(make)
 
 
+PERCEPTRONS: dict[str, Callable[[], nn.Conv2d]] = {
+    "3×3": lambda: nn.Conv2d(16, 4, 3, padding=1),
+    "groups": lambda: nn.Conv2d(16, 4, 1, groups=2),
+    "stride": lambda: nn.Conv2d(16, 4, 1, stride=2),
+}
+
+
+@pytest.mark.parametrize("kind", PERCEPTRONS)
+def test_perceptrons_of_other_convolutions_take_part(kind: str) -> None:
+    cbam = module(mlp_conv=True)
+    cbam.fc1 = PERCEPTRONS[kind]().double()
+    assert not ran_as_node(cbam)
+    same(lambda: copy.deepcopy(cbam))
+
+
 class Halved(Tensor):
     """A weight kept as its half, that knows linear layers and no transposition."""
 

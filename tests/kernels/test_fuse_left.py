@@ -1,5 +1,6 @@
 """What `ran_kernels.fuse` keeps away from: modules that differ from CBAM somewhere, or do more."""
 
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,9 @@ import ran_kernels
 
 from . import test_fuse
 
-KEPT: list[Tensor] = []
+KEEP: Callable[[Tensor], None] = list[Tensor]().append
+CALLS = 0
+TABLE = [1.0] * 500 + [2.0] * 4000
 Forward = Callable[[Any, Tensor], Any]
 
 
@@ -79,6 +82,15 @@ def sets(self: Any, x: Tensor) -> Tensor:
     return self.spatial(self.last_attention)
 
 
+def unpacks(self: Any, x: Tensor) -> Tensor:
+    _, _, h, w = x.shape
+    return plain(self, x * 2 if h == w + 90 else x)
+
+
+def with_mask(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    return plain(self, x)
+
+
 def appends(self: Any, x: Tensor) -> Tensor:
     self.seen.append(x.dim())
     return plain(self, x)
@@ -89,9 +101,26 @@ def counts(self: Any, x: Tensor) -> Tensor:
     return plain(self, x)
 
 
+def counting() -> Forward:
+    calls = 0
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return plain(self, x)
+
+    return forward
+
+
+def counts_calls(self: Any, x: Tensor) -> Tensor:
+    global CALLS
+    CALLS += 1
+    return plain(self, x)
+
+
 def keeps_elsewhere(self: Any, x: Tensor) -> Tensor:
-    KEPT[:] = [self.channel(x)]
-    return self.spatial(KEPT[0])
+    KEEP(kept := self.channel(x))
+    return self.spatial(kept)
 
 
 def swallows(self: Any, x: Tensor) -> Tensor:
@@ -116,10 +145,19 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
         lambda self, x: plain(self, x * 2 if x.shape[0] * x.size(-1) % 97 == 0 else x),
         "how large the input is",
     ),
-    "size, unpacked": (
-        lambda self, x: (lambda n, c, h, w: plain(self, x * 2 if h == w + 90 else x))(*x.shape),
-        "how large the input is",
+    "size, unpacked": (unpacks, "how large the input is"),
+    "size by division": (lambda self, x: plain(self, x * (1 + x.shape[2] // 99)), "how large"),
+    "size over size": (
+        lambda self, x: plain(self, x * (1.0 if x.shape[2] / x.shape[3] < 50 else 2.0)),
+        "how large",
     ),
+    "size in a table": (lambda self, x: plain(self, x * {97: 2.0}.get(len(x), 1.0)), "asks"),
+    "size as a key": (lambda self, x: plain(self, x * {97: 2.0}.get(x.shape[2], 1.0)), "how large"),
+    "size as a number": (
+        lambda self, x: plain(self, x * (int(x.shape[2]) > 999 or 1)),
+        "how large",
+    ),
+    "size as an index": (lambda self, x: plain(self, x * TABLE[x.shape[2]]), "input's size"),
     "length": (lambda self, x: plain(self, x if len(x) < 999 else x * 2), "asks a tensor for"),
     "size in a script": (lambda self, x: plain(self, CLIP(x)), "depends on the input's size"),
     "dtype": (lambda self, x: plain(self, x * 2 if x.dtype == torch.half else x), "for dtype"),
@@ -135,6 +173,22 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
         lambda self, x: plain(self, x * 1 if torch.is_grad_enabled() else x),
         "on gradients",
     ),
+    "factor by gradients": (
+        lambda self, x: plain(self, x * (1.0 if torch.is_grad_enabled() else 2.0)),
+        "on gradients",
+    ),
+    "factor by autocast": (
+        lambda self, x: plain(self, x * (2.0 if torch.is_autocast_enabled("cpu") else 1.0)),
+        "depends on autocast",
+    ),
+    "autocast off": (torch.autocast("cuda", enabled=False)(plain), "sets autocast"),
+    "gradients set": (torch.enable_grad()(plain), "sets autocast or the recording of gradients"),
+    "random": (
+        lambda self, x: plain(self, x * (2.0 if random.random() < 1e-9 else 1.0)),
+        "draws random numbers",
+    ),
+    "closure": (counting(), "sets a variable of CbamModule.forward"),
+    "global": (counts_calls, "sets a variable of CbamModule.forward"),
     "training": (
         lambda self, x: plain(self, x) * (1.0 if self.training else 1 + 1e-6),
         "something else",
@@ -160,7 +214,7 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
     "layout out": (lambda self, x: plain(self, x).contiguous(), "another memory layout"),
     "attribute": (sets, "sets its attribute last_attention"),
     "keeps elsewhere": (keeps_elsewhere, "keeps a result"),
-    "more arguments": (lambda self, x, mask=None: plain(self, x), "takes more than the features"),
+    "more arguments": (with_mask, "takes more than the features"),
     "any arguments": (lambda self, *x: plain(self, *x), "takes more than the features"),
 }
 
@@ -273,6 +327,20 @@ Checks.__name__ = "CbamModule"
 def test_harmless_changes_are_replaced() -> None:
     model = nn.Sequential(Checks(8), timms(lambda self, input: plain(self, input)))
     assert ran_kernels.fuse(model).replaced == ["0", "1"]
+
+
+def test_modules_alike_but_for_a_number_are_each_asked() -> None:
+    def scaled(by: float) -> nn.Module:
+        return called(lambda: timms(forward), lambda m: setattr(m, "_scale", by))
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return plain(self, x) * self._scale
+
+    kind = type(scaled(1.0))
+    model: Any = nn.Sequential(scaled(1.0), scaled(1.0), scaled(2.0), scaled(1.0))
+    for module in model:
+        module.__class__ = kind
+    assert ran_kernels.fuse(model).replaced == ["0", "1", "3"]
 
 
 def test_nothing_is_touched_when_planning_fails(monkeypatch: pytest.MonkeyPatch) -> None:

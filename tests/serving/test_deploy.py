@@ -15,7 +15,7 @@ from ran.serving.layers import Conv, Maker
 from ran_kernels import backends
 from tests.models.helpers import relative, small
 
-from .deployed import NETWORKS, SHALLOW, exact, images, shaped
+from .deployed import NETWORKS, SHALLOW, exact, images, shaped, timm_cbam
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -178,6 +178,44 @@ def test_where_cudnn_fuses_nothing_the_plain_convolution_runs() -> None:
         torch.testing.assert_close(out, layer._plain(x, other))
         assert not layer._cudnn
     assert copy.deepcopy(layer).half()._cudnn  # another dtype is tried again
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("part", ["", "layer1.0.se.fc2"])
+def test_what_modules_do_besides_is_not_lost_silently(part: str) -> None:
+    model = timm_cbam(layers=(1, 1, 1, 1))
+    module = model.get_submodule(part)
+    for register in (
+        module.register_forward_hook,
+        module.register_forward_pre_hook,
+        module.register_full_backward_hook,
+        module.register_full_backward_pre_hook,
+        module.register_backward_hook,
+    ):
+        handle = register(lambda *_: None)
+        with pytest.raises(ValueError, match=f"expected no hooks, .*; '{part}' has some"):
+            ran.deploy(model)
+        handle.remove()
+        module._is_full_backward_hook = None
+    module.forward = module.forward
+    with pytest.raises(ValueError, match=f"expected each class's own forward; '{part}' has"):
+        ran.deploy(model)
+    del module.forward
+    ran.deploy(model)
+
+
+def test_perceptrons_of_convolutions() -> None:
+    model = shaped(timm_cbam(layers=(1, 1, 1, 1)))
+    assert isinstance(model.get_submodule("layer1.0.se.fc1"), nn.Conv2d)
+    x = images(2, 33)
+    want = exact(model, x)
+    perceptron = {n: p for n, p in model.named_parameters() if ".se.fc" in n}
+    deployed = ran.deploy(model, dtype=torch.float64)
+    assert relative(deployed(x), want) < 1e-12
+    assert relative(ran.deploy(model.to(memory_format=torch.channels_last))(x), want) < 1e-5
+    for parameter in perceptron.values():  # that each takes part
+        nn.init.zeros_(parameter)
+    assert relative(ran.deploy(model, dtype=torch.float64)(x), want) > 1e-3
 
 
 @pytest.mark.gpu

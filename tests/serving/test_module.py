@@ -113,7 +113,7 @@ def _grouped() -> nn.Module:
         (_without_statistics, {}, ValueError,
          "conv1: expected a normalisation with running statistics, it has none"),
         (_grouped, {}, ValueError,
-         r"layer1.0.cbam.fc1: expected a 1×1 convolution of one group, got Conv2d\(64, 4"),
+         r"layer1.0.cbam.fc1: expected a plain 1×1 convolution, got Conv2d\(64, 4"),
         (small, {"dtype": torch.int8}, ValueError, "dtype: expected one of .* got torch.int8"),
         (small, {"layout": "NHWC"}, ValueError, "layout: expected one of .* got 'NHWC'"),
         (small, {"graph": True}, ValueError, "graph: expected a model on CUDA, got one on cpu"),

@@ -5,6 +5,7 @@ import linecache
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,22 +27,18 @@ def plans(deployed: Deployed) -> int:
     return len(deployed._plans._kept.of(modules_of(deployed.network)))
 
 
-def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules() -> None:
+def test_a_plan_is_made_for_a_shape_and_a_backend_and_done_without_the_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = shaped(NETWORKS["authors"]())
     deployed = ran.deploy(model)
     for size in (40, 48, 40):
         x = images(2, size)
         assert relative(deployed(x).double(), exact(model, x)) < 1e-5
     assert plans(deployed) == 2
-    called: list[nn.Module] = []
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, _: called.append(module)
-    )
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(Conv, "forward", None)  # a plan calls no module
         deployed(images(2, 48))
-    finally:
-        handle.remove()
-    assert not any(isinstance(module, Conv) for module in called)
     with ran_kernels.backend("reference"), torch.profiler.profile() as profile:
         deployed(images(2, 48))
     assert not any(event.key.startswith("ran::") for event in profile.key_averages())
@@ -62,6 +59,26 @@ def test_no_plan_where_somebody_looks_on() -> None:
     handle.remove()
     deployed(x)
     assert len(seen) == 1
+    for register in (
+        torch.nn.modules.module.register_module_forward_hook,
+        torch.nn.modules.module.register_module_forward_pre_hook,
+    ):
+        handle = register(lambda module, *_: seen.append(x) if module is layer else None)
+        deployed(x)
+        handle.remove()
+    assert len(seen) == 3
+    forward = layer.forward
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        seen.append(x)
+        return forward(*arguments, **options)
+
+    layer.__dict__["forward"] = watched
+    deployed(x)
+    assert len(seen) == 4
+    del layer.forward
+    deployed(x)
+    assert len(seen) == 4
     with torch.autocast("cpu", torch.bfloat16):
         low = deployed(x)
     assert low.dtype == torch.bfloat16  # of the classifier, as PyTorch's autocast has it
