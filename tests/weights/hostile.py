@@ -122,7 +122,7 @@ CARDS: list[tuple[tuple[str, ...], Any, str]] = [
     (("num_classes",), 2, "class_names: expected 2 names as of num_classes"),
     (("num_classes",), 10**9, "num_classes: expected an integer of at least 0 and at most"),
     (("num_classes",), "3", "num_classes: expected an integer"),
-    (("in_chans",), 1, "mean: expected 1 numbers as of in_chans"),
+    (("in_chans",), 1, "mean: expected 1 number as of in_chans"),
     (("in_chans",), 0, "in_chans: expected an integer of at least 1"),
     (("model",), ["attention56"], "model is ['attention56']"),
     (("options",), "x", "options is 'x'"),
