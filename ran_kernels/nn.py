@@ -17,6 +17,10 @@ from .parts import are_plain, is_called_plainly, is_pointwise, keeps_size
 from .spatial_pool import spatial_pool
 from .upsample import upsample_add
 
+# As the package's own names are: torch.fx finds a call by the name that its caller knows.
+for _operator in ("attention_gate", "cbam_gate", "channel_pool", "spatial_pool", "upsample_add"):
+    torch.fx.wrap(_operator)
+
 
 class AttentionGate(nn.Module):
     """`ran_kernels.attention_gate` of (logits, trunk) with fixed options."""
