@@ -36,10 +36,10 @@ def random_features(count: int) -> Iterator[tuple[int, int, int]]:
     random = np.random.default_rng(0)
     for _ in range(count):
         powers = 1 << int(random.integers(0, 14))
-        c = int(random.choice([random.integers(1, 300), random.integers(1, 5000), powers]))
+        cs = [int(random.integers(1, 300)), int(random.integers(1, 5000)), powers]
         side = int(random.integers(1, 120))
-        hw = int(random.choice([random.integers(1, 300), random.integers(1, 20000), side**2]))
-        yield int(random.choice([1, 2, 16, 300])), c, hw
+        hws = [int(random.integers(1, 300)), int(random.integers(1, 20000)), side**2]
+        yield int(random.choice([1, 2, 16, 300])), int(random.choice(cs)), int(random.choice(hws))
 
 
 def wrong_launches(emulator: Emulator, random: int) -> tuple[int, list[str]]:
