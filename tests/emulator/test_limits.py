@@ -19,6 +19,12 @@ def emulator() -> Emulator:
     return Emulator(build.kernels("fast"))
 
 
+def test_extreme_shapes(emulator: Emulator) -> None:
+    count, wrong = limits.wrong_launches(emulator, 50)
+    assert not wrong, "\n".join(wrong[:20])
+    assert count > 10000
+
+
 @pytest.mark.parametrize("name", ["attention_gate", "attention_gate_backward"])
 @pytest.mark.parametrize("sizes", limits.BLOCKLESS, ids=str)
 def test_groups_without_blocks_are_refused(
