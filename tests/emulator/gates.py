@@ -5,15 +5,19 @@ from typing import Any
 import numpy as np
 
 from . import shapes
-from .formats import BYTES, COMPUTING, Array
+from .formats import BYTES, COMPUTING, Array, decode, encode
 from .pools import Features
 from .trial import Trial, case, described, finite, sigmoid
 
 MIXED, CHANNEL, SPATIAL = range(3)
 #: Group sizes around those where a warp, a block and two walks take turns.
 LONG = (1024, 1025, 1032, 2048, 3000, 3001, 5000)
-#: Below the smallest normal number float32 keeps fewer digits.
-UNDERFLOW = 2.0**-120
+#: Below the smallest normal number a format that is computed in keeps fewer digits.
+UNDERFLOW = (2.0**-1000, 2.0**-120, 2.0**-120, 2.0**-120)
+#: By what logits are multiplied so that the sum of their squares overflows; float16's cannot.
+OVERFLOW = (2.0**520, 2.0**70, 2.0**12, 2.0**70)
+#: Statistics of a group in more digits and a wider range than any kernel's.
+WIDE = np.longdouble
 
 
 def groups(activation: int, n: int, c: int, hw: int, last: int) -> dict[str, int]:
@@ -39,7 +43,7 @@ def attention_gate_mixed(trial: Trial, shape: Features = None) -> None:
     )
     mask = sigmoid(logits)
     error = COMPUTING[dtype] * (8 + 2 * finite(logits))
-    tiny = (dtype > 0) * UNDERFLOW
+    tiny = UNDERFLOW[dtype]
     _forward(trial, dtype, sizes, kind, logits, trunk, mask, error, tiny * (1 + finite(trunk)))
     # 1 - M is formed from the rounded M.
     to_logits = grad * trunk * (mask * (1 - mask))
@@ -57,15 +61,31 @@ def attention_gate_groups(trial: Trial, shape: Features = None) -> None:
     if shape is None and trial.chance(0.15):
         members, others = int(trial.pick(LONG)), int(trial.random.integers(1, 4))
         n, c, hw = (1, members, others) if activation == CHANNEL else (1, others, members)
-    kind = trial.pick(["plain", "plain", "large", "special", "zero", "ties"])
+    kind = trial.pick(
+        [*("plain", "plain", "large", "special", "zero", "ties"), "shifted", "equal", "overflowing"]
+    )
     sizes = groups(activation, n, c, hw, last) | {"residual": int(trial.random.integers(0, 2))}
     of_shape = (sizes["outer"], sizes["members"], sizes["inner"])
-    logits = trial.values(of_shape, dtype, kind, 2)
+    logits = _logits(trial, of_shape, dtype, kind)
     trunk = trial.values(of_shape, dtype, "special" if trial.chance(0.2) else "plain")
     grad = trial.values(of_shape, dtype)
     roundings = COMPUTING[dtype] * (32 + 2 * np.sqrt(sizes["members"]))
     standardise = _channel if activation == CHANNEL else _spatial
     standardise(trial, dtype, sizes, kind, (grad, logits, trunk), roundings)
+
+
+def _logits(trial: Trial, shape: tuple[int, int, int], dtype: int, kind: str) -> Array:
+    """Of a kind of `Trial.values`, or groups that lie far from 0 and close together, each of equal
+    logits, or some with squares that overflow."""
+    logits = trial.values(shape, dtype, kind, 2)
+    if kind == "shifted":
+        logits = 1000 + logits * 2.0**-11
+    elif kind == "equal":
+        logits = np.broadcast_to(1000 * logits[:, :1], shape)
+    elif kind == "overflowing":
+        some = trial.random.random((shape[0], 1, shape[2])) < 0.5
+        logits = np.where(some, OVERFLOW[dtype], 1) * logits
+    return decode(encode(logits, dtype), dtype)
 
 
 def _channel(
@@ -77,7 +97,8 @@ def _channel(
     roundings: float,
 ) -> None:
     grad, logits, trunk = operands
-    norm = np.sqrt((logits * logits).sum(1, keepdims=True))
+    wide = logits.astype(WIDE)
+    norm = np.sqrt((wide * wide).sum(1, keepdims=True)).astype(np.float64)
     scale = 1 / np.maximum(norm, 1e-12)
     z = np.where(np.isinf(norm), logits / norm, logits * scale)  # infinity over infinity
     error = roundings * finite(z)
@@ -87,7 +108,7 @@ def _channel(
     to_logits = scale * (u - z * second)
     of_sum = (finite(u) * finite(z)).sum(1, keepdims=True)
     limit = roundings * (finite(u) + 4 * finite(z) * of_sum) + error * of_sum
-    limit = finite(scale) * limit + UNDERFLOW
+    limit = finite(scale) * limit + UNDERFLOW[dtype]
     _backward(trial, dtype, sizes, kind, operands, z, error + roundings, to_logits, limit)
 
 
@@ -104,11 +125,13 @@ def _spatial(
     def mean(values: Array) -> Array:
         return values.mean(1, keepdims=True)
 
-    center = mean(logits)
-    scale = 1 / np.sqrt(mean((logits - center) ** 2) + 1e-5)
-    z = (logits - center) * scale
+    wide = logits.astype(WIDE)
+    deviation = wide - mean(wide)
+    scale = (1 / np.sqrt(mean(deviation**2) + 1e-5)).astype(np.float64)
+    z = (deviation * scale).astype(np.float64)
     mask = sigmoid(z)
-    error = roundings * (1 + finite(z) + finite(scale) * mean(finite(logits)))
+    # The mean is that of deviations from the group's first member, and nothing is lost after it.
+    error = roundings * (1 + finite(z) + finite(z[:, :1]))
     _forward(trial, dtype, sizes, kind, logits, trunk, mask, error + roundings, 0)
     u = grad * trunk * (mask * (1 - mask))
     to_logits = scale * (u - mean(u) - z * mean(u * z))
@@ -117,7 +140,7 @@ def _spatial(
     limit = 2 * both * size + 2 * mean(both * size)
     limit = limit + finite(z) * mean(size * (both + error) * (1 + finite(z)))
     limit = limit + error * mean(size * finite(z)) + 2 * roundings * finite(to_logits)
-    limit = finite(scale) * limit + UNDERFLOW
+    limit = finite(scale) * limit + UNDERFLOW[dtype]
     _backward(trial, dtype, sizes, kind, operands, mask, error + roundings, to_logits, limit)
 
 
@@ -171,5 +194,5 @@ def _backward(
     trial.compare(name, label, "grad_logits", got["grad_logits"], to_logits, dtype, limit)
     expected = grad * (sizes["residual"] + mask)
     of_trunk = error * (1 + sizes["residual"]) * finite(grad)
-    of_trunk = of_trunk + (dtype > 0) * UNDERFLOW * (1 + finite(grad))
+    of_trunk = of_trunk + UNDERFLOW[dtype] * (1 + finite(grad))
     trial.compare(name, label, "grad_trunk", got["grad_trunk"], expected, dtype, of_trunk)

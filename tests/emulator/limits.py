@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .formats import NAMES
+from .formats import FLOAT32, NAMES
 from .gates import CHANNEL, MIXED, SPATIAL, groups
 from .launchers import LAUNCHERS
-from .library import Emulator
+from .library import Emulator, Launch
 
 #: An aligned address that nobody touches, and one that is aligned to elements alone.
 ALIGNED, UNALIGNED = 1 << 40, (1 << 40) + 8
@@ -29,6 +29,19 @@ IMAGES = [
     *((1, 1 << 26, 1, 1, 8, 8), (1, 1, 1, MOST, 1, MOST), (1, 1, MOST, 1, MOST, 1)),
     *((1 << 28, 1, 1, 1, 4, 4), (1, (1 << 31) + 5, 1, 1, 1, 1), (1 << 25, 128, 1, 1, 1, 1)),
 ]
+#: Sizes of attention_gate with more groups, or elements, than a grid has blocks for.
+BLOCKLESS = [
+    {"activation": CHANNEL, "outer": (1 << 32) + 5, "members": 1, "inner": 2},
+    {"activation": SPATIAL, "outer": (1 << 32) + 5, "members": 1, "inner": 2},
+    {"activation": CHANNEL, "outer": (1 << 32) + 5, "members": 3000, "inner": 1},
+    {"activation": SPATIAL, "outer": (1 << 32) + 5, "members": 3000, "inner": 1},
+    {"activation": MIXED, "outer": 1, "members": 1 << 62, "inner": 1},
+]
+#: Images that take several launches: n, c, h, w, height, width, channels_last.
+SLICED = [
+    *(((1 << 32) + 5, 2, 1, 1, 1, 1, 1), ((1 << 32) + 5, 8, 1, 1, 2, 2, 1)),
+    *((17 << 24, 3, 2, 2, 4, 4, 0), (1 << 45, 2, 1, 1, 1, 1, 0)),
+]
 
 
 def random_features(count: int) -> Iterator[tuple[int, int, int]]:
@@ -36,10 +49,10 @@ def random_features(count: int) -> Iterator[tuple[int, int, int]]:
     random = np.random.default_rng(0)
     for _ in range(count):
         powers = 1 << int(random.integers(0, 14))
-        c = int(random.choice([random.integers(1, 300), random.integers(1, 5000), powers]))
+        cs = [int(random.integers(1, 300)), int(random.integers(1, 5000)), powers]
         side = int(random.integers(1, 120))
-        hw = int(random.choice([random.integers(1, 300), random.integers(1, 20000), side**2]))
-        yield int(random.choice([1, 2, 16, 300])), c, hw
+        hws = [int(random.integers(1, 300)), int(random.integers(1, 20000)), side**2]
+        yield int(random.choice([1, 2, 16, 300])), int(random.choice(cs)), int(random.choice(hws))
 
 
 def wrong_launches(emulator: Emulator, random: int) -> tuple[int, list[str]]:
@@ -69,6 +82,17 @@ def wrong_launches(emulator: Emulator, random: int) -> tuple[int, list[str]]:
                         found = emulator.findings().split("\n")[0]
                         wrong.append(f"{name} {NAMES[dtype]} {sizes} {absent}: {error} {found}")
     return count, wrong
+
+
+def launched(
+    emulator: Emulator, name: str, sizes: dict[str, int], address: int = ALIGNED
+) -> tuple[int, list[Launch]]:
+    """The cudaError_t of a float32 launcher whose buffers are there, and its launches."""
+    launcher = LAUNCHERS[name]
+    emulator.configure(dry=True)
+    numbers = launcher.sizes(sizes)
+    error = emulator.launch(name, FLOAT32, numbers, [address] * len(launcher.buffers))
+    return error, emulator.launches()
 
 
 def _cases(random: int) -> Iterator[tuple[str, dict[str, int], range]]:

@@ -25,6 +25,12 @@ _ROW = "min(g.chunk, m.cols / V - begin) : begin"
 _BYTES = "sizeof(Acc) * g.ty * V * merge.stride;"
 _COUNT = "return most * static_cast<int64_t>(sizeof(typename Op::Acc));"
 _LANES = "  merge_lanes(acc, log_lanes);\n  if (sample < parts.n"
+_REST = "return (l - center[group(i)]) - rest[group(i)];"
+_CENTER = "return l - center[group(i)];"
+_STAGED = "stage.in(a.trunk, out);\n    __syncthreads();"
+_ROWS = "__syncthreads();  // before the next rows overwrite these"
+_ONCE = "open.add({tap.first, tap.second, tap.first_weight, 0}, sum);"
+_TAIL = "i < run.count;"
 _TOTAL = "__syncthreads();  // the last total has been read"
 
 
@@ -32,6 +38,16 @@ def _columns(what: str, kind: str, old: str, new: str, cases: int = 40) -> Mutat
     return Mutation(
         what, kind, "channel_pool", "reduce_columns.cuh", old, new, "channel_pool", cases
     )
+
+
+def _groups(what: str, kind: str, file: str, old: str, new: str) -> Mutation:
+    unit = "attention_gate_groups"
+    return Mutation(what, kind, unit, f"attention_gate_{file}", old, new, unit, 150)
+
+
+def _upsample(what: str, kind: str, images: str, old: str, new: str) -> Mutation:
+    file = f"upsample_staged_{images}.cuh"
+    return Mutation(what, kind, "upsample", file, old, new, "upsample", 60)
 
 
 MUTATIONS = [
@@ -104,9 +120,17 @@ MUTATIONS = [
     *(
         Mutation(
             f"no barrier between two totals, told by {kind}",
-            *(kind, "attention_gate_groups", "attention_gate_groups.cu", _TOTAL, ""),
+            *(kind, "attention_gate_groups", "attention_gate_walks.cuh", _TOTAL, ""),
             *("attention_gate_groups", 150),
         )
         for kind in ("fast", "race")
     ),
+    _groups("what the mean's rounding lost is lost", "fast", "standard.cuh", _REST, _CENTER),
+    _groups("sums that overflow stay", "fast", "standard.cuh", "shrunk = infinite;", ""),
+    _groups(
+        "no barrier after rows are staged", "race", "groups.cu", _STAGED, _STAGED.split("\n")[0]
+    ),
+    _upsample("no barrier before the next rows", "race", "pixels", _ROWS, ""),
+    _upsample("a target's second tap is lost", "fast", "pixels", "open.add(tap, sum);", _ONCE),
+    _upsample("a run's last elements are lost", "fast", "planes", _TAIL, "i < run.count / 2;"),
 ]

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ class Trial:
         label: str,
         dtype: int,
         sizes: dict[str, int],
-        inputs: dict[str, Array | None],
+        inputs: Mapping[str, Array | None],
         *,
         absent: Any = (),
         offsets: dict[str, int] | None = None,

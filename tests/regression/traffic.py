@@ -108,6 +108,30 @@ def table(figures: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+#: What a row's bytes, and sectors over bytes, may be.
+MOST_BYTES, MOST_SECTORS = 1.1, 1.15
+
+
+def exceeding(figures: dict[str, dict[str, float]]) -> str:
+    """The rows above what they may be, as Markdown: operator and layout, how many rows, and from
+    the least to the most of each figure there."""
+    every: dict[str, list[dict[str, float]]] = {}
+    for name, values in figures.items():
+        operator, layout = name.split(", ")[0].rsplit(" ", 1)
+        every.setdefault(f"{operator.rsplit(' ', 1)[0]}, {layout}", []).append(values)
+    lines = ["| | rows | asked | touched | load | store |", "|---|--:|--:|--:|--:|--:|"]
+    limits = {"asked": MOST_BYTES, "touched": MOST_BYTES}
+    limits |= {"load": MOST_SECTORS, "store": MOST_SECTORS}
+    for label, of_label in every.items():
+        above = {key: [v[key] for v in of_label if v[key] > most] for key, most in limits.items()}
+        count = sum(any(v[key] > most for key, most in limits.items()) for v in of_label)
+        if count:
+            ends = [sorted({min(a), max(a)}) if a else [] for a in above.values()]
+            cells = ["–".join(f"{value:g}" for value in e) for e in ends]
+            lines.append(f"| {label} | {count} of {len(of_label)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table_of_widths(every: list[Row], extension: Path) -> str:
     """Where nvcc's widths differ from those counted, as Markdown."""
     instructions = widths.of_extension(extension)
@@ -136,6 +160,10 @@ blocks of each grid standing for all; registers of sm_90 as in tests/regression/
 ```
 
 {table(figures)}
+
+## Above {MOST_BYTES:g} × the least bytes, or {MOST_SECTORS:g} × the sectors of what is asked for
+
+{exceeding(figures)}
 """
     if options.extension:
         text += f"""
