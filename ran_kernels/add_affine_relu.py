@@ -10,7 +10,7 @@ from torch import Tensor
 from . import backends, reference
 from .checks import promote, require_device, require_shape, require_tensor
 from .layouts import dense_layout
-from .library import define
+from .library import define, refuse_gradients
 
 
 def add_affine_relu(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,11 +28,12 @@ def add_affine_relu(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> tuple
     Returns:
         Both (N, C, H, W), in the dtype that PyTorch's promotion gives for a and b (scale and shift
         do not count, as in batch normalisation), with a's strides where a is contiguous or
-        channels_last. Kernels refuse to differentiate them with a RuntimeError.
+        channels_last.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: shapes or devices do not fit.
+        RuntimeError: an argument requires gradients, which the reference backend alone gives.
         BackendError: a backend was asked for that cannot run this.
     """
     require_tensor("a", a)
@@ -44,6 +45,7 @@ def add_affine_relu(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> tuple
     backend = backends.choose("add_affine_relu", a)
     if backend == "reference":
         return reference.add_affine_relu(a, b, scale, shift)
+    refuse_gradients("add_affine_relu", backend, a, b, scale, shift)
     return ADD_AFFINE_RELU[backend](a, b, *_computed(a, scale, shift))
 
 
@@ -59,17 +61,17 @@ def affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         shift: (C,), likewise.
 
     Returns:
-        (N, C, H, W) in x's dtype, with x's strides where x is contiguous or channels_last. Kernels
-        refuse to differentiate it with a RuntimeError.
+        (N, C, H, W) in x's dtype, with x's strides where x is contiguous or channels_last.
 
     Raises:
-        TypeError, ValueError, BackendError: as `add_affine_relu`.
+        TypeError, ValueError, RuntimeError, BackendError: as `add_affine_relu`.
     """
     require_tensor("x", x)
     _require_affine("x", x, scale, shift)
     backend = backends.choose("add_affine_relu", x)
     if backend == "reference":
         return reference.affine_relu(x, scale, shift)
+    refuse_gradients("affine_relu", backend, x, scale, shift)
     return ADD_AFFINE_RELU[backend](x, None, *_computed(x, scale, shift))[1]
 
 

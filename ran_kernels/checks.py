@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .layouts import cast
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -68,7 +70,7 @@ def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    return tuple(cast(tensor, dtype) for tensor in tensors)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 from . import backends
 from .attention_gate import attention_gate
 from .checks import promote, require_device, require_not_empty, require_shape, require_tensor
-from .layouts import dense_layout
-from .library import define
+from .layouts import cast, dense_layout
+from .library import define, refuse_gradients
 
 
 def conv_gate(
@@ -23,7 +23,8 @@ def conv_gate(
     Triton's kernel writes no logits: it reads x and trunk, and writes the result. Its products are
     summed in float32 (float64 in float64); those of float32 are made in TF32 where PyTorch's matrix
     products are (`torch.set_float32_matmul_precision`). Without Triton, PyTorch convolves and
-    `attention_gate` follows, on the backend that runs that.
+    `attention_gate` follows, on the backend that runs that; on a CPU the convolution's float32 and
+    float64 have the same bits every run, but may have others for another number of threads.
 
     Args:
         x: the mask branch before its last convolution, (N, K, H, W).
@@ -35,12 +36,12 @@ def conv_gate(
     Returns:
         (N, C, H, W), in the dtype that PyTorch's promotion gives for the convolution and trunk,
         with trunk's strides where trunk is contiguous or channels_last. Under autocast the
-        convolution is made in its dtype. Triton's kernel refuses to differentiate it with a
-        RuntimeError.
+        convolution is made in its dtype.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: shapes or devices do not fit, or trunk has no channels or no positions.
+        RuntimeError: Triton's kernel runs and an argument requires gradients.
         BackendError: a backend was asked for that cannot run this; "native" has no kernel for it.
     """
     require_tensor("x", x)
@@ -60,11 +61,12 @@ def conv_gate(
         operands.append(bias)
     x, weight, *rest = promote(*_autocast(operands))
     bias = rest[0] if rest else None
-    trunk = trunk.to(torch.promote_types(x.dtype, trunk.dtype))
+    trunk = cast(trunk, torch.promote_types(x.dtype, trunk.dtype))
     if backends.choose("conv_gate", trunk) == "triton":
+        refuse_gradients("conv_gate", "triton", x, weight, bias, trunk)
         return CONV_GATE["triton"](x, weight, bias, trunk, residual)
     logits = F.conv2d(x, weight[:, :, None, None], bias)
-    return attention_gate(logits, trunk, residual=residual)
+    return attention_gate(logits, dense_layout(trunk), residual=residual)
 
 
 def _autocast(operands: list[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("ran", "DEF")
 #: The operators people call, in the order of their definition; derivatives are not among them.
@@ -81,22 +82,34 @@ def define(
     return Operator(name, suffixes)
 
 
+def refuse_gradients(name: str, backend: str, *tensors: Tensor | None) -> None:
+    """Raises RuntimeError where autograd would record the call of an operator for inference.
+
+    At the call and not in the backward, which may be far away and knows the overload alone.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(_refusal(name, backend, inference=True))
+
+
+def _refusal(name: str, backend: str, *, inference: bool) -> str:
+    can, wanted = (
+        ("is for inference and has no derivative", "gradients")
+        if inference
+        else ("can be differentiated once", "higher derivatives")
+    )
+    return (
+        f"{name}: the {backend!r} backend {can}; use ran_kernels.backend('reference') for {wanted}"
+    )
+
+
 def _derivative(
     name: str, backend: str, backward: Callable[..., Any] | None, inference: bool
 ) -> Callable[..., Any]:
     if backward is None:
-        operator = name.removesuffix("_backward")
-        can, wanted = (
-            ("is for inference and has no derivative", "gradients")
-            if inference
-            else ("can be differentiated once", "higher derivatives")
-        )
+        message = _refusal(name.removesuffix("_backward"), backend, inference=inference)
 
         def refuse(ctx: Any, *grads: Any) -> Any:
-            raise RuntimeError(
-                f"{operator}: the {backend!r} backend {can}; "
-                f"use ran_kernels.backend('reference') for {wanted}"
-            )
+            raise RuntimeError(message)
 
         return refuse
 

@@ -156,3 +156,18 @@ def test_without_the_extension_everything_still_imports_and_runs(tmp_path: Path)
     )
     assert run.returncode == 0, run.stderr
     assert "not part of this installation" in run.stdout
+
+
+def test_every_launch_has_its_grid_from_the_helper_that_checks_it() -> None:
+    # 2**32 + 5 blocks cut to 32 bits are five, and nothing would say so.
+    launched = 0
+    for path in (ROOT / "csrc" / "cuda").glob("*.cu*"):
+        text = re.sub(r"//[^\n]*", "", path.read_text())
+        for grid in re.findall(r"<<<\s*(\w+)", text):
+            launched += 1
+            made = re.search(rf"\bdim3 {grid} = (\w+)\(", text)
+            helper = made[1] if made else grid
+            assert helper in ("grid_of", "blocks_for", "g"), (path.name, grid)
+        if path.name != "kernel.cuh":
+            assert not re.search(r"\bdim3\(|dim3 \w+\(\s*static_cast", text), path.name
+    assert launched >= 10

@@ -117,37 +117,105 @@ RAN_INLINE V square_root(V v) {
   return v;
 }
 
-// z = (logit - center) * scale; see common/gate.h.
-template <typename V, bool kRow>
+// Of each group its first member.
+template <bool kRow, typename T>
+RAN_INLINE Sums<vec_t<T>, kRow> first_members(const T* logits, int64_t width) {
+  using V = vec_t<T>;
+  Sums<V, kRow> first;
+  if constexpr (kRow) {
+    for (V& entry : first.of) {
+      entry = splat<V>(scalar(logits));
+    }
+  } else {
+    const int64_t last = std::max<int64_t>(0, width - kLanes);
+    for (int64_t e = 0; e * kLanes < width; ++e) {
+      const int64_t column = std::min(e * kLanes, last);
+      first.of[e] = load_some(logits + column, width - column);
+    }
+  }
+  return first;
+}
+
+// z = (logit * shrink - center - rest) * scale; see common/gate.h.
+template <typename V, Activation kKind, bool kRow>
 struct Standard {
+  Sums<V, kRow> shrink;
   Sums<V, kRow> center;
+  Sums<V, kRow> rest;
   Sums<V, kRow> scale;
+
+  RAN_INLINE V deviation(V logit, int64_t entry) const {
+    if constexpr (kKind == Activation::kSpatial) {
+      return (logit * shrink.of[entry] - center.of[entry]) - rest.of[entry];
+    } else {
+      return logit * shrink.of[entry];
+    }
+  }
+  RAN_INLINE V z(V logit, int64_t entry) const {
+    return deviation(logit, entry) * scale.of[entry];
+  }
 };
 
-template <typename T, Activation kKind, bool kRow>
-RAN_INLINE Standard<vec_t<T>, kRow> standardise(const GateShape& s, const T* logits, int64_t width) {
-  using V = vec_t<T>;
-  Standard<V, kRow> z{};
-  if constexpr (kKind == Activation::kSpatial) {
-    // Two walks: the difference of sums of squares would cancel.
-    z.center = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t) RAN_INLINE_LAMBDA {
-      return load_some(logits + at, count);
-    });
-    map_sums<kRow>(z.center, width, [&](V sum) RAN_INLINE_LAMBDA { return sum / splat<V>(s.members); });
+// Has the groups shrunk whose sums of squares are no numbers. Returns whether there are any.
+template <bool kRow, typename V>
+RAN_INLINE bool shrink_where_infinite(
+    const Sums<V, kRow>& squares, int64_t entries, Sums<V, kRow>& shrink) {
+  using A = std::decay_t<decltype(V{}[0])>;
+  V zero{};
+  for (int64_t e = 0; e < entries; ++e) {
+    const V none = squares.of[e] * 0;  // NaN for infinity and NaN
+    zero += none;
+    shrink.of[e] = none == 0 ? shrink.of[e] : splat<V>(kShrink<A>);
   }
-  z.scale = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t entry) RAN_INLINE_LAMBDA {
-    const V d = load_some(logits + at, count) - z.center.of[entry];
-    return d * d;
-  });
-  map_sums<kRow>(z.scale, width, [&](V squares) RAN_INLINE_LAMBDA {
+  return !(horizontal_sum(zero) == 0);
+}
+
+template <typename T, Activation kKind, bool kRow>
+RAN_INLINE Standard<vec_t<T>, kKind, kRow> standardise(
+    const GateShape& s, const T* logits, int64_t width) {
+  using V = vec_t<T>;
+  using A = accumulate_t<T>;
+  const int64_t entries = kRow ? kRowSums : (width + kLanes - 1) / kLanes;
+  Standard<V, kKind, kRow> z;
+  for (V& shrink : z.shrink.of) {
+    shrink = splat<V>(A(1));
+  }
+  for (bool again : {true, false}) {
     if constexpr (kKind == Activation::kSpatial) {
-      return 1 / square_root(squares / splat<V>(s.members) + splat<V>(kSpatialEps));
+      // Two walks: the difference of sums of squares would cancel.
+      z.center = first_members<kRow>(logits, width);
+      for (int64_t e = 0; e < entries; ++e) {
+        z.center.of[e] *= z.shrink.of[e];
+      }
+      const Sums<V, kRow> sums = sum_over<kRow, V>(
+          s, width, [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+            return load_some(logits + at, count) * z.shrink.of[e] - z.center.of[e];
+          });
+      for (int64_t e = 0; e < entries; ++e) {
+        const V mean = sums.of[e] / splat<V>(s.members);
+        split_sum(V(z.center.of[e]), mean, z.center.of[e], z.rest.of[e]);
+      }
+    }
+    z.scale = sum_over<kRow, V>(s, width, [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
+      const V d = z.deviation(load_some(logits + at, count), e);
+      return d * d;
+    });
+    if (!again || !shrink_where_infinite<kRow>(z.scale, entries, z.shrink)) {
+      break;
+    }
+  }
+  for (int64_t e = 0; e < entries; ++e) {
+    const V squares = z.scale.of[e];
+    const V shrink = z.shrink.of[e];
+    if constexpr (kKind == Activation::kSpatial) {
+      const V eps = splat<V>(kSpatialEps) * shrink * shrink;
+      z.scale.of[e] = 1 / square_root(V(squares / splat<V>(s.members) + eps));
     } else {
       const V norm = square_root(squares);
-      // Written so that a NaN stays one.
-      return 1 / (norm < splat<V>(kChannelEps) ? splat<V>(kChannelEps) : norm);
+      const V least = splat<V>(kChannelEps) * shrink;
+      z.scale.of[e] = 1 / (norm < least ? least : norm);  // written so that a NaN stays one
     }
-  });
+  }
   return z;
 }
 
@@ -172,14 +240,14 @@ RAN_SIMD void forward_strip(
     accumulate_t<T> offset,
     bool streamed) {
   using V = vec_t<T>;
-  const auto standard = standardise<T, kKind, kRow>(s, logits, width);
+  const Standard<V, kKind, kRow> standard = standardise<T, kKind, kRow>(s, logits, width);
   const T* next = logits + to_next_strip<kRow>(s, width);
   walk<kRow>(
       s,
       width,
       [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
         __builtin_prefetch(next + at);
-        const V z = (load_some(logits + at, count) - standard.center.of[e]) * standard.scale.of[e];
+        const V z = standard.z(load_some(logits + at, count), e);
         const V result =
             gate(mask_of<kKind>(z), load_some(trunk + at, count), splat<V>(offset));
         put_some(out + at, result, count, streamed);
@@ -203,7 +271,7 @@ RAN_SIMD void backward_strip(
   const int64_t next = to_next_strip<kRow>(s, width);
   const V one = splat<V>(accumulate_t<T>(1));
   const auto z_at = [&](int64_t at, int64_t count, int64_t e) RAN_INLINE_LAMBDA {
-    return (load_some(logits + at, count) - standard.center.of[e]) * standard.scale.of[e];
+    return standard.z(load_some(logits + at, count), e);
   };
   // u = d out / d z
   const auto u_at = [&](int64_t at, int64_t count, V z) RAN_INLINE_LAMBDA {
@@ -240,7 +308,7 @@ RAN_SIMD void backward_strip(
         __builtin_prefetch(trunk + next + at);
         const V z = z_at(at, count, e);
         const V u = u_at(at, count, z);
-        const V scale = standard.scale.of[e];
+        const V scale = standard.scale.of[e] * standard.shrink.of[e];
         const V to_logits = gate_grad_group(u, z, scale, first.of[e], second.of[e]);
         const V g = load_some(grad + at, count);
         const V to_trunk = gate_grad_trunk(g, mask_of<kKind>(z), splat<V>(offset));

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <cstring>
 
 #include "../common/dtype.h"
@@ -92,6 +93,14 @@ __device__ __forceinline__ void store(T* to, const Pack<T, N>& pack) {
                    "r"(word[2]),
                    "r"(word[3])
                  : "memory");
+  } else if constexpr (sizeof(pack) == 8) {
+    uint64_t word;
+    memcpy(&word, &pack, sizeof(word));
+    *reinterpret_cast<uint64_t*>(to) = word;
+  } else if constexpr (sizeof(pack) == 4) {
+    uint32_t word;
+    memcpy(&word, &pack, sizeof(word));
+    *reinterpret_cast<uint32_t*>(to) = word;
   } else {
     *reinterpret_cast<Pack<T, N>*>(to) = pack;
   }
@@ -106,14 +115,54 @@ bool aligned(const void* pointer, Pointers... others) {
   return aligned(pointer) && aligned(others...);
 }
 
-// ---- flat launches ----------------------------------------------------------------------------
+// ---- launches ---------------------------------------------------------------------------------
 
 constexpr int kThreads = 256;
+constexpr int64_t kMaxGridX = INT32_MAX;
+constexpr int64_t kMaxGridY = 65535;
 
-// Blocks so that every thread handles one pack: memory-bound kernels gain nothing from fewer, and a
-// grid's first dimension holds 2^31 - 1 blocks, far beyond any tensor at 256 packs a block.
-inline unsigned blocks_for(int64_t packs) {
-  return static_cast<unsigned>((packs + kThreads - 1) / kThreads);
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// The grid of every launch. A count that the hardware does not take is not cut to one it does: the
+// grid is empty then, and its launch fails with cudaErrorInvalidConfiguration.
+inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1) {
+  if (x > kMaxGridX || y > kMaxGridY || z > kMaxGridY) {
+    return dim3(0, 0, 0);
+  }
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+// Lets blocks of a kernel have more dynamic shared memory than the 48 KB that need no leave. False
+// where the current GPU has not as much.
+template <typename Kernel>
+bool allow_shared(Kernel kernel, int64_t bytes) {
+  const auto error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // it is no fault, and no launch's
+  }
+  return error == cudaSuccess;
+}
+
+// The launches do not ask the device how large it is: results depend on the shape alone. These
+// numbers suit chips of 100 to 150 multiprocessors.
+constexpr int64_t kBusyBlocks = 528;
+constexpr int64_t kBusyThreads = 65536;
+
+// The largest power of two that is at most x and at most a warp, as its logarithm.
+inline int log_lanes_for(int64_t x) {
+  int log = 0;
+  while (log < 5 && (int64_t{2} << log) <= x) {
+    ++log;
+  }
+  return log;
+}
+
+// Blocks so that every thread handles one pack: memory-bound kernels gain nothing from fewer.
+inline dim3 blocks_for(int64_t packs) {
+  return grid_of(ceil_div(packs, kThreads));
 }
 
 }  // namespace ran::cuda

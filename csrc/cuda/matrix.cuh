@@ -43,25 +43,6 @@ inline bool packs_in_bands(const Matrix& m, int V) {
   return fold == 1 || (m.rows % fold == 0 && m.cols >= V);
 }
 
-// The launches do not ask the device how large it is: results depend on the shape alone. These
-// numbers suit chips of 100 to 150 multiprocessors.
-constexpr int64_t kBusyBlocks = 528;
-constexpr int64_t kBusyThreads = 65536;
-constexpr int64_t kMaxGridY = 65535;
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-// The largest power of two that is at most x and at most a warp, as its logarithm.
-inline int log_lanes_for(int64_t x) {
-  int log = 0;
-  while (log < 5 && (int64_t{2} << log) <= x) {
-    ++log;
-  }
-  return log;
-}
-
 // A block is tx packs across and ty bands down, and walks down the bands of its chunk. blockIdx.x
 // counts tiles of tx packs and chunks of bands, blockIdx.y the samples.
 struct Columns {
@@ -75,9 +56,7 @@ struct Columns {
   int chunks;
 
   dim3 grid(int64_t n) const {
-    return dim3(
-        static_cast<unsigned>(int64_t{tiles} * chunks),
-        static_cast<unsigned>(std::min(n, kMaxGridY)));
+    return grid_of(int64_t{tiles} * chunks, std::min(n, kMaxGridY));
   }
 };
 

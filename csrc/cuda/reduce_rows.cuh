@@ -179,10 +179,8 @@ int reduce_rows(
     const Op& op, const Matrix& m, const Rows& g, void* workspace, cudaStream_t stream) {
   const Parts parts = parts_of(m, g);
   auto* partials = parts.needed() ? static_cast<typename Op::Acc*>(workspace) : nullptr;
-  const dim3 grid(
-      static_cast<unsigned>(ceil_div(ceil_div(m.rows, R), kThreads >> g.log_lanes)),
-      static_cast<unsigned>(std::min(m.n, kMaxGridY)),
-      static_cast<unsigned>(g.chunks));
+  const dim3 grid = grid_of(
+      ceil_div(ceil_div(m.rows, R), kThreads >> g.log_lanes), std::min(m.n, kMaxGridY), g.chunks);
   reduce_rows_kernel<Op, V, R><<<grid, kThreads, 0, stream>>>(op, m, g, parts, partials);
   const int error = cudaGetLastError();
   return error == cudaSuccess && partials ? finish(op, parts, workspace, stream) : error;
@@ -193,9 +191,7 @@ int reduce_short_rows(const Op& op, const Matrix& m, cudaStream_t stream) {
   using T = typename Op::T;
   const int log_lanes = log_lanes_for(m.cols * sizeof(T) / 24);
   const int run = kThreads >> log_lanes;
-  const dim3 grid(
-      static_cast<unsigned>(ceil_div(m.rows, run)),
-      static_cast<unsigned>(std::min(m.n, kMaxGridY)));
+  const dim3 grid = grid_of(ceil_div(m.rows, run), std::min(m.n, kMaxGridY));
   const size_t bytes =
       m.cols * (Op::kInputs * run * sizeof(T) + sizeof(typename Op::Factor));
   reduce_short_rows_kernel<Op><<<grid, kThreads, bytes, stream>>>(op, m, log_lanes);

@@ -12,11 +12,17 @@ from .common import device_of, sigmoid, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
 BLOCK = 1024
+# Programs that keep a GPU of about 140 multiprocessors busy. No property of the GPU at hand, so
+# that the sums are the same on all.
+ENOUGH_PROGRAMS = 256
 # The position of an activation in ran_kernels.attention_gate.ACTIVATIONS.
 MIXED = tl.constexpr(0)
 CHANNEL = tl.constexpr(1)
 CHANNEL_EPS = tl.constexpr(1e-12)
 SPATIAL_EPS = tl.constexpr(1e-5)
+# As csrc/common/gate.h: what logits are multiplied by where their squares overflow.
+SHRINK_32 = tl.constexpr(2.0**-90)
+SHRINK_64 = tl.constexpr(2.0**-640)
 
 
 @triton.jit
@@ -46,7 +52,8 @@ def attention_gate_backward_kernel(
     tl.store(grad_trunk + index, to_trunk.to(grad_trunk.dtype.element_ty), mask=inside)
 
 
-# The activations "channel" and "spatial" standardise groups: z = (logit - center) * scale.
+# The activations "channel" and "spatial" standardise groups, as csrc/common/gate.h says:
+# z = (logit * shrink - center - rest) * scale.
 # A tensor is (outer, members, inner): group q starts at (q // inner) * members * inner + q % inner
 # and its members are `inner` apart. A program has GROUPS of them and walks MEMBERS at a time, in a
 # `while`: the interpreter of Triton 3.6 takes none of its own integers as the bound of a `range`.
@@ -63,34 +70,73 @@ def _tile(start, members, inner, groups, MEMBERS: tl.constexpr, GROUPS: tl.const
 
 
 @triton.jit
-def _standard(
-    logits, members, inner, groups,
-    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
-    ACC: tl.constexpr,
+def _deviations(
+    logits, at, inside, shrink, center, rest, ACTIVATION: tl.constexpr
 ):  # fmt: skip
-    """center and scale of each group."""
+    """logit * shrink - mean * shrink of a tile."""
+    logit = widen(tl.load(logits + at, mask=inside, other=0.0)) * shrink[None, :]
+    return logit if ACTIVATION == CHANNEL else (logit - center[None, :]) - rest[None, :]
+
+
+@triton.jit
+def _moments(
+    logits, members, inner, groups, shrink,
+    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """center, rest and the sum of squared deviations of each group."""
     center = tl.zeros((GROUPS,), ACC)
+    rest = tl.zeros((GROUPS,), ACC)
     if ACTIVATION != CHANNEL:
+        q = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+        first = (q // inner) * members * inner + q % inner
+        shift = widen(tl.load(logits + first, mask=q < groups, other=0.0)) * shrink
+        mean = tl.zeros((GROUPS,), ACC)
         start = 0
         while start < members:
             at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-            center += tl.sum(widen(tl.load(logits + at, mask=inside, other=0.0)), axis=0)
+            d = _deviations(logits, at, inside, shrink, shift, rest, ACTIVATION)
+            mean += tl.sum(tl.where(inside, d, 0.0), axis=0)
             start += MEMBERS
-        center = center / members
+        mean = mean / members
+        # shift + mean and what rounding loses of it (Knuth's TwoSum)
+        center = shift + mean
+        part = center - shift
+        rest = (shift - (center - part)) + (mean - part)
     square = tl.zeros((GROUPS,), ACC)
     start = 0
     while start < members:
         # A second walk: the difference of sums of squares would cancel.
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        d = widen(tl.load(logits + at, mask=inside, other=0.0)) - center[None, :]
+        d = _deviations(logits, at, inside, shrink, center, rest, ACTIVATION)
         square += tl.sum(tl.where(inside, d * d, 0.0), axis=0)
         start += MEMBERS
+    return center, rest, square
+
+
+@triton.jit
+def _standard(
+    logits, members, inner, groups,
+    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """shrink, center, rest and scale of each group."""
+    SHRINK: tl.constexpr = SHRINK_64 if logits.dtype.element_ty == tl.float64 else SHRINK_32
+    shrink = tl.full((GROUPS,), 1.0, ACC)
+    center, rest, square = _moments(
+        logits, members, inner, groups, shrink, ACTIVATION, MEMBERS, GROUPS, ACC
+    )  # fmt: skip
+    infinite = (square - square) != 0.0  # NaN, too
+    if tl.max(infinite.to(tl.int32), axis=0) > 0:
+        shrink = tl.where(infinite, SHRINK, shrink)
+        center, rest, square = _moments(
+            logits, members, inner, groups, shrink, ACTIVATION, MEMBERS, GROUPS, ACC
+        )  # fmt: skip
     if ACTIVATION == CHANNEL:
         norm = tl.sqrt(square)
-        scale = 1.0 / tl.where(norm < CHANNEL_EPS, CHANNEL_EPS, norm)  # a NaN stays one
+        least = CHANNEL_EPS * shrink
+        scale = 1.0 / tl.where(norm < least, least, norm)  # a NaN stays one
     else:
-        scale = 1.0 / tl.sqrt(square / members + SPATIAL_EPS)
-    return center, scale
+        scale = 1.0 / tl.sqrt(square / members + SPATIAL_EPS * shrink * shrink)
+    return shrink, center, rest, scale
 
 
 @triton.jit
@@ -99,15 +145,14 @@ def attention_gate_groups_kernel(
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
-    center, scale = _standard(
+    shrink, center, rest, scale = _standard(
         logits, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
     start = 0
     while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        logit = widen(tl.load(logits + at, mask=inside, other=0.0))
         t = widen(tl.load(trunk + at, mask=inside, other=0.0))
-        z = (logit - center[None, :]) * scale[None, :]
+        z = _deviations(logits, at, inside, shrink, center, rest, ACTIVATION) * scale[None, :]
         mask = z if ACTIVATION == CHANNEL else sigmoid(z)
         result = (1.0 + mask) * t if RESIDUAL else mask * t
         tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
@@ -116,13 +161,12 @@ def attention_gate_groups_kernel(
 
 @triton.jit
 def _grads(
-    grad, logits, trunk, at, inside, center, scale, ACTIVATION: tl.constexpr
+    grad, logits, trunk, at, inside, shrink, center, rest, scale, ACTIVATION: tl.constexpr
 ):  # fmt: skip
     """The incoming gradient, z, M and u = d out / d z of a tile. Outside all but z and M are 0."""
     g = widen(tl.load(grad + at, mask=inside, other=0.0))
-    logit = widen(tl.load(logits + at, mask=inside, other=0.0))
     t = widen(tl.load(trunk + at, mask=inside, other=0.0))
-    z = (logit - center[None, :]) * scale[None, :]
+    z = _deviations(logits, at, inside, shrink, center, rest, ACTIVATION) * scale[None, :]
     if ACTIVATION == CHANNEL:
         mask = z
         u = g * t
@@ -138,7 +182,7 @@ def attention_gate_groups_backward_kernel(
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if grad_trunk.dtype.element_ty == tl.float64 else tl.float32
-    center, scale = _standard(
+    shrink, center, rest, scale = _standard(
         logits, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
     first = tl.zeros((GROUPS,), ACC)
@@ -146,11 +190,13 @@ def attention_gate_groups_backward_kernel(
     start = 0
     while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        g, z, mask, u = _grads(grad, logits, trunk, at, inside, center, scale, ACTIVATION)
+        g, z, mask, u = _grads(
+            grad, logits, trunk, at, inside, shrink, center, rest, scale, ACTIVATION
+        )  # fmt: skip
         first += tl.sum(u, axis=0)
         second += tl.sum(tl.where(inside, u * z, 0.0), axis=0)
         start += MEMBERS
-    # d out / d logit = scale * (u - first - z * second)
+    # d out / d logit = shrink * scale * (u - first - z * second)
     #   channel: first = 0,           second = sum(u z), or 0 where the norm was clamped
     #   spatial: first = sum(u) / R,  second = sum(u z) / R
     if ACTIVATION == CHANNEL:
@@ -162,8 +208,10 @@ def attention_gate_groups_backward_kernel(
     start = 0
     while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        g, z, mask, u = _grads(grad, logits, trunk, at, inside, center, scale, ACTIVATION)
-        to_logits = scale[None, :] * (u - first[None, :] - z * second[None, :])
+        g, z, mask, u = _grads(
+            grad, logits, trunk, at, inside, shrink, center, rest, scale, ACTIVATION
+        )  # fmt: skip
+        to_logits = (scale * shrink)[None, :] * (u - first[None, :] - z * second[None, :])
         to_trunk = g * (1.0 + mask) if RESIDUAL else g * mask
         tl.store(grad_logits + at, to_logits.to(grad_logits.dtype.element_ty), mask=inside)
         tl.store(grad_trunk + at, to_trunk.to(grad_trunk.dtype.element_ty), mask=inside)
@@ -179,10 +227,14 @@ def _groups(t: Tensor, activation: int) -> tuple[int, int, int]:
     return (h * w, c, n * c) if channels_last else (h * w, 1, n * c)
 
 
-def _tile_sizes(members: int, inner: int) -> dict[str, int]:
-    """A tile is wide where memory is contiguous: along the members of rows, across the columns."""
+def _tile_sizes(members: int, inner: int, groups: int) -> dict[str, int]:
+    """A tile is wide where memory is contiguous: along the members of rows, across the columns.
+
+    Few columns are cut into strips as narrow as memory's sectors, so that there are more programs.
+    """
     if inner > 1:
-        return {"MEMBERS": 32, "GROUPS": 32}
+        wide = groups >= 32 * ENOUGH_PROGRAMS
+        return {"MEMBERS": 32, "GROUPS": 32} if wide else {"MEMBERS": 64, "GROUPS": 16}
     wide = min(1024, triton.next_power_of_2(members))
     return {"MEMBERS": wide, "GROUPS": 1024 // wide}
 
@@ -227,7 +279,7 @@ def _launch_groups(
     kernel: Any, buffers: tuple[Tensor, ...], residual: bool, activation: int
 ) -> None:
     members, inner, groups = _groups(buffers[-1], activation)
-    sizes = _tile_sizes(members, inner)
+    sizes = _tile_sizes(members, inner, groups)
     kernel[(triton.cdiv(groups, sizes["GROUPS"]),)](
         *buffers, members, inner, groups, RESIDUAL=residual, ACTIVATION=activation, **sizes
     )

@@ -104,7 +104,7 @@ MUTATIONS = [
     *(
         Mutation(
             f"no barrier between two totals, told by {kind}",
-            *(kind, "attention_gate_groups", "attention_gate_groups.cu", _TOTAL, ""),
+            *(kind, "attention_gate_groups", "attention_gate_walks.cuh", _TOTAL, ""),
             *("attention_gate_groups", 150),
         )
         for kind in ("fast", "race")

@@ -114,7 +114,9 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
         {"members": 196, "inner": 1, "groups": 1024, "RESIDUAL": True, "ACTIVATION": 2},
     ]
     for launch in groups:
-        launch.update(attention_gate._tile_sizes(launch["members"], launch["inner"]))
+        launch.update(
+            attention_gate._tile_sizes(launch["members"], launch["inner"], launch["groups"])
+        )
     return {
         "attention_gate.attention_gate_kernel": [{**data("logits", "trunk", "out"), **gate}],
         "attention_gate.attention_gate_backward_kernel": [

@@ -109,6 +109,25 @@ def test_opcheck(place: Place, layout: str) -> None:
         opcheck(op, (a, added, scale, shift))
 
 
+@kernels
+@pytest.mark.parametrize("name", ["add_affine_relu", "affine_relu"])
+def test_differentiating_is_refused_at_the_call(place: Place, name: str) -> None:
+    args = inputs(device=place.device)
+    op, given = getattr(ran_kernels, name), args if name[:3] == "add" else without_b(args)
+    for leaf in given:
+        leaf.requires_grad_()
+        expected = f"^{name}: the '{place.backend}' backend is for inference .*'reference'"
+        with pytest.raises(RuntimeError, match=expected):
+            place.run(op, *given)
+        with torch.no_grad():
+            place.run(op, *given)
+        leaf.requires_grad_(False)
+    args[0].requires_grad_()
+    with ran_kernels.backend("reference"):
+        ran_kernels.add_affine_relu(*args)[1].sum().backward()
+    assert args[0].grad is not None
+
+
 A = torch.zeros(2, 3, 4, 4)
 C = torch.zeros(3)
 

@@ -19,6 +19,7 @@ from .harness import (
     everywhere,
     kernels,
     outputs_and_grads,
+    relative_error,
 )
 
 ACTIVATIONS = ("mixed", "channel", "spatial")
@@ -66,6 +67,88 @@ def test_exactness_of_the_other_activations(
         residual=residual,
         activation=activation,
     )
+
+
+def maps_of(values: Tensor, shape: tuple[int, ...], layout: str, place: Place) -> Tensor:
+    """(N, C, H, W) whose groups are `values` or equal ones: one for each channel."""
+    return LAYOUTS[layout](values.reshape(1, -1, 1, 1).expand(shape)).to(place.device)
+
+
+@everywhere
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_constant_maps_are_exactly_zero(place: Place, dtype: torch.dtype, layout: str) -> None:
+    # Their mean rounds, and the spatial activation multiplies what it loses by 316.
+    values = torch.tensor([-161.63, 1 / 3, 3e4, 0.0, 1e-30, -3e38, 1e18, 7.7]).to(dtype)
+    values = values.nan_to_num(posinf=6e4, neginf=-6e4)
+    for size in ((1, 1), (7, 7), (14, 14), (23, 56)):
+        logits = maps_of(values, (2, 8, *size), layout, place)
+        trunk = torch.randn(logits.shape, dtype=torch.float64).to(dtype).to(place.device)
+        (out,), (to_logits, to_trunk) = place.run(
+            outputs_and_grads, ran_kernels.attention_gate, (logits, trunk), activation="spatial"
+        )
+        assert torch.equal(out, 1.5 * trunk)
+        _, want_grads = outputs_and_grads(
+            lambda z, t: (1 + torch.sigmoid((z - z.mean((2, 3), keepdim=True)) / 1e-5**0.5)) * t,
+            (torch.zeros_like(logits).double(), trunk.double()),
+        )
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
+        assert relative_error(to_logits, want_grads[0]) < tolerance or size == (1, 1)
+        torch.testing.assert_close(to_trunk.double(), want_grads[1], rtol=tolerance, atol=tolerance)
+
+
+@everywhere
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ["channel", "spatial"])
+def test_nearly_constant_maps(place: Place, activation: str, layout: str) -> None:
+    values = torch.tensor([-161.63, 1024.0, 1 / 3, 77.7, 4096.0])
+    logits = maps_of(values, (2, 5, 14, 14), layout, place) * (
+        1 + 2.0**-22 * torch.arange(196.0).remainder(3).reshape(14, 14).to(place.device)
+    )
+    trunk = torch.ones_like(logits)
+    check_against_reference(
+        place,
+        ran_kernels.attention_gate,
+        reference.attention_gate,
+        (LAYOUTS[layout](logits), trunk),
+        residual=False,
+        activation=activation,
+    )
+
+
+@everywhere
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ["channel", "spatial"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_squares_do_not_overflow(
+    place: Place, dtype: torch.dtype, activation: str, layout: str
+) -> None:
+    # Groups beside each other of every size: each as if it were alone.
+    logits, trunk = inputs((2, 8, 7, 7), torch.float64)
+    big = torch.tensor([1e37, 1e18, 1.0, 3e19, 1e25, 1e-3, 1e30, 1e10], dtype=torch.float64)
+    if dtype == torch.float64:
+        big = torch.where(big > 1, big**8, big)
+    channel = activation == "channel"
+    big = big.repeat(7)[:49].reshape(7, 7) if channel else big.reshape(8, 1, 1)
+    logits, trunk = (logits * big).to(dtype), trunk.to(dtype)
+    top = logits.double().abs().amax(1 if channel else (2, 3), keepdim=True)
+    small = logits.double() / top.clamp_min(1)
+    eps = 1e-5 / top.clamp_min(1) ** 2
+    if channel:
+        mask = small / small.norm(dim=1, keepdim=True)
+    else:
+        variance, mean = torch.var_mean(small, (2, 3), correction=0, keepdim=True)
+        mask = torch.sigmoid((small - mean) / torch.sqrt(variance + eps))
+    exact = (1 + mask) * trunk.double()
+    got = place.run(
+        ran_kernels.attention_gate,
+        LAYOUTS[layout](logits).to(place.device),
+        LAYOUTS[layout](trunk).to(place.device),
+        activation=activation,
+    )
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2.0**-7)
+    for n, c in itertools.product(range(2), range(8)):
+        assert relative_error(got[n, c].cpu(), exact[n, c]) < tolerance
 
 
 @kernels

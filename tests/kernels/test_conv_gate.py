@@ -187,6 +187,19 @@ def test_opcheck(place: Place, layout: str) -> None:
 
 
 @triton_only
+def test_differentiating_is_refused_at_the_call(place: Place) -> None:
+    args = inputs(device=place.device)
+    args[0].requires_grad_()
+    with pytest.raises(
+        RuntimeError, match=r"^conv_gate: the 'triton' backend is for inference .*'reference'"
+    ):
+        place.run(ran_kernels.conv_gate, *args)
+    with ran_kernels.backend("reference"):
+        ran_kernels.conv_gate(*args).sum().backward()
+    assert args[0].grad is not None
+
+
+@triton_only
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
 def test_compile_and_export(place: Place, layout: str) -> None:
     torch._dynamo.reset()
