@@ -60,28 +60,55 @@ struct Columns {
   }
 };
 
-// `whole` keeps a band within one block where it fits. A walk takes `least` to `most` steps, over
-// no more than `rows` rows where a single step allows it.
-inline Columns columns_of(
-    const Matrix& m, int V, bool whole, int64_t least, int64_t most, int64_t rows) {
+// Tiles of at most `across` packs, and bands in one chunk.
+inline Columns tiles_of(const Matrix& m, int V, int64_t across) {
   Columns g{};
   g.fold = fold_of(m, V);
   g.bands = m.rows / g.fold;
   g.width = static_cast<int>(int64_t{m.cols} * g.fold / V);
-  const int across = whole && g.fold > 1 && g.width <= kThreads ? kThreads : 64;
   g.tiles = static_cast<int>(ceil_div(g.width, across));
   g.tx = static_cast<int>(ceil_div(g.width, g.tiles));
   g.ty = std::min(kThreads / g.tx, g.bands);
+  g.chunk = g.bands;
+  g.chunks = 1;
+  return g;
+}
 
+// Cuts the bands into at most `chunks` chunks of whole steps.
+inline void cut(Columns& g, int64_t chunks) {
   const int64_t steps = ceil_div(g.bands, g.ty);
-  most = std::max<int64_t>(1, std::min(most, rows / (g.ty * g.fold)));
+  g.chunk = static_cast<int>(ceil_div(steps, std::max<int64_t>(1, chunks)) * g.ty);
+  g.chunks = static_cast<int>(ceil_div(g.bands, g.chunk));
+}
+
+// For results that need no other block: a chunk has at most `rows` rows where a single step allows
+// it.
+inline Columns mapped_columns_of(const Matrix& m, int V, int64_t rows) {
+  Columns g = tiles_of(m, V, 64);
+  for (const int across : {128, 256}) {  // where only wider tiles are few enough for one wave
+    if (m.n * g.tiles > kOneWave && m.n * ceil_div(g.width, across) <= kOneWave) {
+      g = tiles_of(m, V, across);
+    }
+  }
+  const int64_t steps = ceil_div(g.bands, g.ty);
+  const int64_t most = std::max<int64_t>(1, rows / (g.ty * g.fold));
+  const int64_t chunks = std::min(steps, pieces_for(m.n * g.tiles));
+  cut(g, std::max(chunks, ceil_div(steps, most)));
+  return g;
+}
+
+// For reductions, where more chunks are another launch: there is one only where they are needed to
+// keep the multiprocessors busy. `whole` keeps a band within one block where it fits. A walk takes
+// `least` to `most` steps.
+inline Columns columns_of(const Matrix& m, int V, bool whole, int64_t least, int64_t most) {
+  const bool fits = int64_t{m.cols} * fold_of(m, V) / V <= kThreads;
+  Columns g = tiles_of(m, V, whole && fold_of(m, V) > 1 && fits ? kThreads : 64);
+  const int64_t steps = ceil_div(g.bands, g.ty);
   int64_t chunks = ceil_div(steps, most);
   if (m.n * g.tiles * chunks < kBusyBlocks / 2) {
     chunks = kBusyBlocks / (m.n * g.tiles);
   }
-  chunks = std::max<int64_t>(1, std::min(chunks, steps / least));
-  g.chunk = static_cast<int>(ceil_div(steps, chunks) * g.ty);
-  g.chunks = static_cast<int>(ceil_div(g.bands, g.chunk));
+  cut(g, std::min(chunks, steps / least));
   return g;
 }
 

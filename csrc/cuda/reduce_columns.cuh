@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks<Op>) reduce_columns_ke
 // ---- launches ---------------------------------------------------------------------------------
 
 inline Columns reduced_columns_of(const Matrix& m, int V) {
-  return columns_of(m, V, true, 8, 64, m.rows);
+  return columns_of(m, V, true, 8, 64);
 }
 
 inline Parts parts_of(const Matrix& m, const Columns& g) {
