@@ -54,6 +54,7 @@ struct Columns {
   int tiles;
   int chunk;  // bands a block walks
   int chunks;
+  int stage;  // bands whose rows' terms lie in shared memory together
 
   dim3 grid(int64_t n) const {
     return grid_of(int64_t{tiles} * chunks, std::min(n, kMaxGridY));
@@ -71,6 +72,7 @@ inline Columns tiles_of(const Matrix& m, int V, int64_t across) {
   g.ty = std::min(kThreads / g.tx, g.bands);
   g.chunk = g.bands;
   g.chunks = 1;
+  g.stage = g.bands;
   return g;
 }
 
@@ -97,18 +99,33 @@ inline Columns mapped_columns_of(const Matrix& m, int V, int64_t rows) {
   return g;
 }
 
-// For reductions, where more chunks are another launch: there is one only where they are needed to
-// keep the multiprocessors busy. `whole` keeps a band within one block where it fits. A walk takes
-// `least` to `most` steps.
-inline Columns columns_of(const Matrix& m, int V, bool whole, int64_t least, int64_t most) {
-  const bool fits = int64_t{m.cols} * fold_of(m, V) / V <= kThreads;
-  Columns g = tiles_of(m, V, whole && fold_of(m, V) > 1 && fits ? kThreads : 64);
-  const int64_t steps = ceil_div(g.bands, g.ty);
-  int64_t chunks = ceil_div(steps, most);
-  if (m.n * g.tiles * chunks < kBusyBlocks / 2) {
-    chunks = kBusyBlocks / (m.n * g.tiles);
+// For reductions, where a second chunk is a second launch. Tiles of 32-byte sectors, or long beside
+// the one that two of them share, make one wave of blocks or many where they can, else chunks of at
+// least eight steps do; the band is one tile where it fits, and its rows are merged with it. A sum
+// adds one after another no more than kMostSteps elements.
+constexpr int64_t kMostSteps = 512;
+
+inline Columns reduced_columns_of(const Matrix& m, int V) {
+  Columns g = tiles_of(m, V, 64);
+  if (g.fold > 1) {
+    if (g.width <= kThreads) {
+      g = tiles_of(m, V, kThreads);
+    }
+  } else {
+    for (const int across : {256, 128, 64, 32, 16, 8}) {
+      const Columns tiled = tiles_of(m, V, across);
+      const int64_t blocks = m.n * tiled.tiles;
+      const bool sectors = tiled.tx % 2 == 0 || tiled.tx > 12;
+      const bool one = blocks >= kOneWave / 2 && blocks <= kOneWave;
+      if (sectors && (one || blocks >= kManyWaves)) {
+        g = tiled;
+        break;
+      }
+    }
   }
-  cut(g, std::min(chunks, steps / least));
+  const int64_t steps = ceil_div(g.bands, g.ty);
+  const int64_t wave = std::min(steps / 8, kOneWave / (m.n * g.tiles));
+  cut(g, std::max(wave, ceil_div(steps, kMostSteps)));
   return g;
 }
 

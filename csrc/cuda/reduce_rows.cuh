@@ -1,8 +1,6 @@
 // Reduces every row of each sample's matrix: the reduced index is the column.
 #pragma once
 
-#include <type_traits>
-
 #include "reduce.cuh"
 
 namespace ran::cuda {
@@ -23,9 +21,6 @@ struct Rows {
 // As many as the registers hold.
 template <typename Op>
 constexpr int kRows = Op::kInputs == 1 ? 4 : 2;
-
-template <typename Op>
-constexpr bool kStaged = !std::is_empty_v<typename Op::Factor>;
 
 template <typename Op, int V, int R>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -58,8 +53,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         offset[r] = (sample * m.rows + min(row + r, int64_t{m.rows} - 1)) * m.cols;
       }
 #pragma unroll 1
-      for (int left = begin; left < end; left += g.stage) {
-        const int right = min(left + g.stage, end);
+      for (int left = begin, right = begin; left < end; left = right) {
+        right += min(g.stage, end - left);
         if constexpr (kStaged<Op>) {
           if (step == 0 || g.stage < end - begin) {
             __syncthreads();  // the factors before these have been read
@@ -129,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // there, one element after another. A run is one row for every 2^log_lanes threads of a block, which
 // takes several of them.
 template <typename Op>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     reduce_short_rows_kernel(Op op, Matrix m, int log_lanes, int runs) {
   using T = typename Op::T;
   using A = typename Op::A;
