@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks<Op>) reduce_columns_ke
 
 // ---- launches ---------------------------------------------------------------------------------
 
-// The shared memory of a block for the factors of a stage's rows, where a single step of its threads
-// allows it.
+// The shared memory of a block for the factors of a stage's rows, where a step of its threads allows
+// it.
 constexpr int64_t kFactorBytes = 28 * 1024;
 
 // Whole steps, so that a thread's rows are as far apart between stages as within.
@@ -154,10 +154,12 @@ int stage_of(const Columns& g) {
   return static_cast<int>(std::min<int64_t>(g.chunk, steps * step));
 }
 
+// At most twice tx, so that a block's accumulators take no more than 48 KB.
 inline int stride_of(int tx, int V) {
   if (tx < 16) {
     const int period = 32 / V;
-    return tx + ((tx + V - 1) / V - tx % period + period) % period;
+    const int stride = tx + (static_cast<int>(ceil_div(tx, V)) - tx % period + period) % period;
+    return stride <= 2 * tx ? stride : tx;
   }
   return tx + (12 - tx % 8) % 8;
 }
