@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -150,6 +151,17 @@ bool allow_shared(Kernel kernel, int64_t bytes) {
 // numbers suit chips of 100 to 150 multiprocessors.
 constexpr int64_t kBusyBlocks = 528;
 constexpr int64_t kBusyThreads = 65536;
+
+// Blocks that are resident at once where a multiprocessor holds two, and blocks that are at least
+// four waves where it holds five: between them, most multiprocessors would idle through a last wave
+// that is long beside the others.
+constexpr int64_t kOneWave = kBusyBlocks / 2;
+constexpr int64_t kManyWaves = 10 * kOneWave;
+
+// Into how many pieces to cut each of `blocks` equal works.
+inline int64_t pieces_for(int64_t blocks) {
+  return blocks <= kOneWave ? kOneWave / std::max<int64_t>(1, blocks) : ceil_div(kManyWaves, blocks);
+}
 
 // The largest power of two that is at most x and at most a warp, as its logarithm.
 inline int log_lanes_for(int64_t x) {

@@ -21,10 +21,8 @@
 
 namespace ran::cuda {
 
-// The most steps a thread walks, enough that what its columns need is loaded and computed once for
-// many elements; and the most rows a block does, whose terms lie in its shared memory.
-constexpr int kMapWalk = 16;
-constexpr int kMapRows = 1024;
+// The shared memory of a block for the terms of the rows it walks.
+constexpr int64_t kRowBytes = 28 * 1024;
 
 // Channels or positions first, first + 1, ..., first + V - 1 of a sample.
 template <bool kChannels, typename Op, typename F, int V>
@@ -36,14 +34,36 @@ __device__ __forceinline__ void terms(const Op& op, int64_t sample, int first, F
   }
 }
 
+// The terms of a tile's columns in a block's shared memory, where the threads above each other find
+// them. Column V j + i, counted from the tile's first, is at place i * stride + j: threads beside
+// each other read neighbours.
+struct Staged {
+  int columns;
+  int stride;
+
+  Staged(const Matrix& m, const Columns& g, int V)
+      : columns(std::min(g.tx * V, m.cols)), stride(static_cast<int>(ceil_div(columns, V))) {}
+
+  template <typename Column, int V>
+  int64_t bytes() const {
+    return ceil_div(static_cast<int64_t>(sizeof(Column)) * stride * V, 16) * 16;
+  }
+  template <int V>
+  __device__ __forceinline__ int at(int column) const {
+    return column % V * stride + column / V;
+  }
+};
+
 template <typename Op, int V, bool kBands, bool kLast>
-__global__ void __launch_bounds__(kThreads, 2) map_kernel(Op op, Matrix m, Columns g) {
+__global__ void __launch_bounds__(kThreads, 2)
+    map_kernel(Op op, Matrix m, Columns g, Staged staged, int rows_at) {
   using T = typename Op::T;
   using A = typename Op::A;
   using Column = std::conditional_t<kLast, typename Op::Channel, typename Op::Position>;
   using Row = std::conditional_t<kLast, typename Op::Position, typename Op::Channel>;
   extern __shared__ __align__(16) unsigned char shared[];
-  Row* const rows = reinterpret_cast<Row*>(shared);
+  Column* const columns = reinterpret_cast<Column*>(shared);
+  Row* const rows = reinterpret_cast<Row*>(shared + rows_at);
   const int y = threadIdx.x / g.tx;
   const int x = threadIdx.x - y * g.tx;
   const int chunk = blockIdx.x / g.tiles;
@@ -53,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(Op op, Matrix m, Colum
   const int bands = min(g.chunk, g.bands - first);
   const int64_t band_size = static_cast<int64_t>(g.width) * V;
   const Place<V, kBands> place(pack, m.cols);
+  const int leftmost = Place<V, kBands>(pack - x, m.cols).col;
 
   for (int64_t sample = blockIdx.y; sample < m.n; sample += gridDim.y) {
 #pragma unroll 1
@@ -62,20 +83,34 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(Op op, Matrix m, Colum
       rows[i] = row[0];
     }
     Column column[V];
-    if (mine) {
-      if constexpr (kBands) {
+    if constexpr (kBands) {
+#pragma unroll 1
+      for (int i = threadIdx.x; i < staged.columns; i += kThreads) {
+        const int col = leftmost + i;
+        Column one[1];
+        terms<kLast>(op, sample, col < m.cols ? col : col - m.cols, one);
+        columns[staged.template at<V>(i)] = one[0];
+      }
+    } else if (mine && y == 0) {
+      terms<kLast>(op, sample, place.col, column);
 #pragma unroll
-        for (int i = 0; i < V; ++i) {
-          Column one[1];
-          terms<kLast>(op, sample, place.col_of(i), one);
-          column[i] = one[0];
-          op.shift(column[i], place.below(i));
-        }
-      } else {
-        terms<kLast>(op, sample, place.col, column);
+      for (int i = 0; i < V; ++i) {
+        columns[i * staged.stride + x] = column[i];
       }
     }
     __syncthreads();
+    if (mine) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        if constexpr (kBands) {
+          const int from = place.col_of(i) - leftmost;
+          column[i] = columns[staged.template at<V>(from < 0 ? from + m.cols : from)];
+          op.shift(column[i], place.below(i));
+        } else {
+          column[i] = columns[i * staged.stride + x];
+        }
+      }
+    }
 
     const int64_t offset =
         (sample * g.bands + first) * band_size + static_cast<int64_t>(pack) * V;
@@ -127,10 +162,14 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(Op op, Matrix m, Colum
 
 template <typename Op, int V, bool kBands, bool kLast>
 int map(const Op& op, const Matrix& m, cudaStream_t stream) {
+  using Column = std::conditional_t<kLast, typename Op::Channel, typename Op::Position>;
   using Row = std::conditional_t<kLast, typename Op::Position, typename Op::Channel>;
-  const Columns g = columns_of(m, V, false, 1, kMapWalk, kMapRows);
-  const size_t bytes = sizeof(Row) * g.chunk * g.fold;
-  map_kernel<Op, V, kBands, kLast><<<g.grid(m.n), kThreads, bytes, stream>>>(op, m, g);
+  const Columns g = mapped_columns_of(m, V, kRowBytes / sizeof(Row));
+  const Staged staged(m, g, V);
+  const auto rows_at = static_cast<int>(staged.bytes<Column, V>());
+  const size_t bytes = rows_at + sizeof(Row) * g.chunk * g.fold;
+  map_kernel<Op, V, kBands, kLast>
+      <<<g.grid(m.n), kThreads, bytes, stream>>>(op, m, g, staged, rows_at);
   return cudaGetLastError();
 }
 

@@ -54,34 +54,78 @@ struct Columns {
   int tiles;
   int chunk;  // bands a block walks
   int chunks;
+  int stage;  // bands whose rows' terms lie in shared memory together
 
   dim3 grid(int64_t n) const {
     return grid_of(int64_t{tiles} * chunks, std::min(n, kMaxGridY));
   }
 };
 
-// `whole` keeps a band within one block where it fits. A walk takes `least` to `most` steps, over
-// no more than `rows` rows where a single step allows it.
-inline Columns columns_of(
-    const Matrix& m, int V, bool whole, int64_t least, int64_t most, int64_t rows) {
+// Tiles of at most `across` packs, and bands in one chunk.
+inline Columns tiles_of(const Matrix& m, int V, int64_t across) {
   Columns g{};
   g.fold = fold_of(m, V);
   g.bands = m.rows / g.fold;
   g.width = static_cast<int>(int64_t{m.cols} * g.fold / V);
-  const int across = whole && g.fold > 1 && g.width <= kThreads ? kThreads : 64;
   g.tiles = static_cast<int>(ceil_div(g.width, across));
   g.tx = static_cast<int>(ceil_div(g.width, g.tiles));
   g.ty = std::min(kThreads / g.tx, g.bands);
+  g.chunk = g.bands;
+  g.chunks = 1;
+  g.stage = g.bands;
+  return g;
+}
 
+// Cuts the bands into at most `chunks` chunks of whole steps.
+inline void cut(Columns& g, int64_t chunks) {
   const int64_t steps = ceil_div(g.bands, g.ty);
-  most = std::max<int64_t>(1, std::min(most, rows / (g.ty * g.fold)));
-  int64_t chunks = ceil_div(steps, most);
-  if (m.n * g.tiles * chunks < kBusyBlocks / 2) {
-    chunks = kBusyBlocks / (m.n * g.tiles);
-  }
-  chunks = std::max<int64_t>(1, std::min(chunks, steps / least));
-  g.chunk = static_cast<int>(ceil_div(steps, chunks) * g.ty);
+  g.chunk = static_cast<int>(ceil_div(steps, std::max<int64_t>(1, chunks)) * g.ty);
   g.chunks = static_cast<int>(ceil_div(g.bands, g.chunk));
+}
+
+// For results that need no other block: a chunk has at most `rows` rows where a single step allows
+// it.
+inline Columns mapped_columns_of(const Matrix& m, int V, int64_t rows) {
+  Columns g = tiles_of(m, V, 64);
+  for (const int across : {128, 256}) {  // where only wider tiles are few enough for one wave
+    if (m.n * g.tiles > kOneWave && m.n * ceil_div(g.width, across) <= kOneWave) {
+      g = tiles_of(m, V, across);
+    }
+  }
+  const int64_t steps = ceil_div(g.bands, g.ty);
+  const int64_t most = std::max<int64_t>(1, rows / (g.ty * g.fold));
+  const int64_t chunks = std::min(steps, pieces_for(m.n * g.tiles));
+  cut(g, std::max(chunks, ceil_div(steps, most)));
+  return g;
+}
+
+// For reductions, where a second chunk is a second launch. Tiles of 32-byte sectors, or long beside
+// the one that two of them share, make one wave of blocks or many where they can, else chunks of at
+// least eight steps do; the band is one tile where it fits, and its rows are merged with it. A sum
+// adds one after another no more than kMostSteps elements.
+constexpr int64_t kMostSteps = 512;
+
+inline Columns reduced_columns_of(const Matrix& m, int V) {
+  Columns g = tiles_of(m, V, 64);
+  if (g.fold > 1) {
+    if (g.width <= kThreads) {
+      g = tiles_of(m, V, kThreads);
+    }
+  } else {
+    for (const int across : {256, 128, 64, 32, 16, 8}) {
+      const Columns tiled = tiles_of(m, V, across);
+      const int64_t blocks = m.n * tiled.tiles;
+      const bool sectors = tiled.tx % 2 == 0 || tiled.tx > 12;
+      const bool one = blocks >= kOneWave / 2 && blocks <= kOneWave;
+      if (sectors && (one || blocks >= kManyWaves)) {
+        g = tiled;
+        break;
+      }
+    }
+  }
+  const int64_t steps = ceil_div(g.bands, g.ty);
+  const int64_t wave = std::min(steps / 8, kOneWave / (m.n * g.tiles));
+  cut(g, std::max(wave, ceil_div(steps, kMostSteps)));
   return g;
 }
 

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <climits>
+#include <type_traits>
 
 #include "matrix.cuh"
 
@@ -87,6 +88,10 @@ __device__ __forceinline__ void merge_lanes(Acc& acc, int log_lanes) {
     acc.merge(acc.of_lane_xor(mask));
   }
 }
+
+// Whether elements need anything of their reduced index: blocks hold it in shared memory.
+template <typename Op>
+constexpr bool kStaged = !std::is_empty_v<typename Op::Factor>;
 
 // V elements of every input at `offset`.
 template <typename Op, int V>

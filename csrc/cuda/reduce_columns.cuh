@@ -13,7 +13,8 @@ constexpr int kColumnBlocks = Op::kInputs == 1 && sizeof(typename Op::T) == 4 ? 
 
 // The shared memory of a block: the accumulators of ty threads for each of the V elements of tx
 // packs. With `stride` an odd multiple of 4, threads beside each other neither write nor, eight
-// elements of four packs at a time, read the same bank.
+// elements of four packs at a time, read the same bank; where a warp is several rows of threads,
+// they are about tx banks apart.
 struct Merge {
   int stride;
   int log_lanes;  // that merge one result
@@ -28,7 +29,8 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks<Op>) reduce_columns_ke
   using Acc = typename Op::Acc;
   using Factor = typename Op::Factor;
   extern __shared__ __align__(16) unsigned char shared[];
-  Acc* const accs = reinterpret_cast<Acc*>(shared);
+  Factor* const factors = reinterpret_cast<Factor*>(shared);  // of a stage's rows
+  Acc* const accs = reinterpret_cast<Acc*>(shared);           // when the rows have been read
   const int y = threadIdx.x / g.tx;
   const int x = threadIdx.x - y * g.tx;
   const int chunk = blockIdx.x / g.tiles;
@@ -36,8 +38,7 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks<Op>) reduce_columns_ke
   const int pack = tile * g.tx + x;
   const bool mine = y < g.ty && pack < g.width;
   const int top = chunk * g.chunk;
-  const int begin = top + y;
-  const int end = mine ? top + min(g.chunk, g.bands - top) : begin;
+  const int end = top + min(g.chunk, g.bands - top);
   const int64_t band_size = static_cast<int64_t>(g.width) * V;
   const Place<V, kBands> place(pack, m.cols);
 
@@ -46,42 +47,59 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks<Op>) reduce_columns_ke
     Acc acc[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      acc[i] = Acc::start(begin < end ? begin * g.fold + place.row + place.below(i) : kNone);
+      const bool some = mine && top + y < end;
+      acc[i] = Acc::start(some ? (top + y) * g.fold + place.row + place.below(i) : kNone);
     }
-    for (int band = begin; band < end; band += kDeep<Op> * g.ty) {
-      Elements<Op, V> data[kDeep<Op>];
-      Factor factor[kDeep<Op>][1];
-      Factor below[kDeep<Op>][1];
+#pragma unroll 1
+    for (int first = top, last = top; first < end; first = last) {
+      last += min(g.stage, end - first);
+      if constexpr (kStaged<Op>) {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < (last - first) * g.fold; i += kThreads) {
+          Factor factor[1];
+          op.factors(sample, first * g.fold + i, factor);
+          factors[i] = factor[0];
+        }
+        __syncthreads();
+      }
+      for (int band = first + y; mine && band < last; band += kDeep<Op> * g.ty) {
+        Elements<Op, V> data[kDeep<Op>];
 #pragma unroll
-      for (int u = 0; u < kDeep<Op>; ++u) {
-        const int b = band + u * g.ty;
-        if (b < end) {
-          data[u].load(op, offset + b * band_size);
-          const int row = b * g.fold + place.row;
-          op.factors(sample, row, factor[u]);
-          if (place.below(V - 1)) {
-            op.factors(sample, row + 1, below[u]);
+        for (int u = 0; u < kDeep<Op>; ++u) {
+          const int b = band + u * g.ty;
+          if (b < last) {
+            data[u].load(op, offset + b * band_size);
+          }
+        }
+#pragma unroll
+        for (int u = 0; u < kDeep<Op>; ++u) {
+          const int b = band + u * g.ty;
+          if (b < last) {
+            Factor factor{};
+            Factor below{};
+            if constexpr (kStaged<Op>) {
+              const int near = (b - first) * g.fold + place.row;
+              factor = factors[near];
+              below = factors[place.below(V - 1) ? near + 1 : near];
+            }
+            Pack<T, V> written;
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+              const bool next = place.below(i);
+              const Factor f = next ? below : factor;
+              A v[Op::kInputs];
+              data[u].widened(i, v);
+              written.item[i] = narrow<T>(
+                  op.take(acc[i], v, f, place.col_of(i), b * g.fold + place.row + next));
+            }
+            if constexpr (Op::kWrites) {
+              store(op.written + offset + b * band_size, written);
+            }
           }
         }
       }
-#pragma unroll
-      for (int u = 0; u < kDeep<Op>; ++u) {
-        const int b = band + u * g.ty;
-        if (b < end) {
-          Pack<T, V> written;
-#pragma unroll
-          for (int i = 0; i < V; ++i) {
-            const bool next = place.below(i);
-            const Factor f = next ? below[u][0] : factor[u][0];
-            A v[Op::kInputs];
-            data[u].widened(i, v);
-            written.item[i] = narrow<T>(
-                op.take(acc[i], v, f, place.col_of(i), b * g.fold + place.row + next));
-          }
-          if constexpr (Op::kWrites) {
-            store(op.written + offset + b * band_size, written);
-          }
-        }
+      if constexpr (kStaged<Op>) {
+        __syncthreads();  // the factors have been read
       }
     }
     if (mine) {
@@ -123,8 +141,27 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks<Op>) reduce_columns_ke
 
 // ---- launches ---------------------------------------------------------------------------------
 
-inline Columns reduced_columns_of(const Matrix& m, int V) {
-  return columns_of(m, V, true, 8, 64, m.rows);
+// The shared memory of a block for the factors of a stage's rows, where a step of its threads allows
+// it.
+constexpr int64_t kFactorBytes = 28 * 1024;
+
+// Whole steps, so that a thread's rows are as far apart between stages as within.
+template <typename Op>
+int stage_of(const Columns& g) {
+  const int64_t step = int64_t{g.ty} * kDeep<Op>;
+  const auto bytes = static_cast<int64_t>(sizeof(typename Op::Factor)) * g.fold * step;
+  const int64_t steps = kStaged<Op> ? std::max<int64_t>(1, kFactorBytes / bytes) : g.chunk;
+  return static_cast<int>(std::min<int64_t>(g.chunk, steps * step));
+}
+
+// At most twice tx, so that a block's accumulators take no more than 48 KB.
+inline int stride_of(int tx, int V) {
+  if (tx < 16) {
+    const int period = 32 / V;
+    const int stride = tx + (static_cast<int>(ceil_div(tx, V)) - tx % period + period) % period;
+    return stride <= 2 * tx ? stride : tx;
+  }
+  return tx + (12 - tx % 8) % 8;
 }
 
 inline Parts parts_of(const Matrix& m, const Columns& g) {
@@ -134,14 +171,17 @@ inline Parts parts_of(const Matrix& m, const Columns& g) {
 template <typename Op, int V, bool kBands>
 int reduce_columns(const Op& op, const Matrix& m, void* workspace, cudaStream_t stream) {
   using Acc = typename Op::Acc;
-  const Columns g = reduced_columns_of(m, V);
+  Columns g = reduced_columns_of(m, V);
+  g.stage = stage_of<Op>(g);
   const Parts parts = parts_of(m, g);
   auto* partials = parts.needed() ? static_cast<Acc*>(workspace) : nullptr;
   Merge merge{};
-  merge.stride = g.tx < 16 ? g.tx : g.tx + (12 - g.tx % 8) % 8;
+  merge.stride = stride_of(g.tx, V);
   merge.whole = kBands && g.tiles == 1;
   merge.log_lanes = log_lanes_for(kThreads / (merge.whole ? m.cols : g.tx * V));
-  const size_t bytes = sizeof(Acc) * g.ty * V * merge.stride;
+  const size_t accs = sizeof(Acc) * g.ty * V * merge.stride;
+  const size_t factors = kStaged<Op> ? sizeof(typename Op::Factor) * g.stage * g.fold : 0;
+  const size_t bytes = std::max(accs, factors);
   reduce_columns_kernel<Op, V, kBands>
       <<<g.grid(m.n), kThreads, bytes, stream>>>(op, m, g, merge, parts, partials);
   const int error = cudaGetLastError();

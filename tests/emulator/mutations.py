@@ -21,7 +21,7 @@ class Mutation:
 
 
 _MERGE = "__syncthreads();\n\n    // A slot"
-_ROW = "min(g.chunk, m.cols / V - begin) : begin"
+_ROW = "begin + min(g.chunk, m.cols / V - begin)"
 _BYTES = "sizeof(Acc) * g.ty * V * merge.stride;"
 _COUNT = "return most * static_cast<int64_t>(sizeof(typename Op::Acc));"
 _LANES = "  merge_lanes(acc, log_lanes);\n  if (sample < parts.n"
@@ -62,8 +62,8 @@ MUTATIONS = [
     Mutation(
         "no barrier after the rows' terms are loaded",
         *("race", "cbam_gate", "map.cuh"),
-        "    __syncthreads();\n\n    const int64_t offset",
-        "\n\n    const int64_t offset",
+        "    __syncthreads();\n    if (mine) {",
+        "    if (mine) {",
         "cbam_gate",
     ),
     *(
@@ -71,7 +71,7 @@ MUTATIONS = [
             f"a pack past the row's end, told by {kind}",
             *(kind, "channel_pool", "reduce_rows.cuh"),
             _ROW,
-            _ROW.replace(" : begin", " + 1 : begin"),
+            f"{_ROW} + 1",
             "channel_pool",
         )
         for kind in ("asan", "race")
