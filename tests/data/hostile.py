@@ -243,7 +243,7 @@ def corpus() -> list[Hostile]:
         Hostile("icon.png", saved(ordinary.resize((16, 16)), "ICO"), "none of JPEG, PNG"),
         Hostile("web-page.jpg", content(b"<!DOCTYPE html><title>404</title>"), "none of JPEG, PNG"),
         # what waits for ever, never ends, or is nothing
-        Hostile("pipe.png", os.mkfifo, "found a named pipe"),
+        Hostile("pipe.png", os.mkfifo, "found a pipe"),
         Hostile("device.png", lambda path: path.symlink_to("/dev/zero"), "found a device"),
         Hostile("gone.png", lambda path: path.symlink_to("nothing"), "found nothing there"),
         # little in the file, much in memory
