@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ran_kernels
@@ -28,6 +29,8 @@ class Case:
         differentiable: whether the kernels have a derivative.
         triton_alone: whether there are no native kernels.
         promoting: which arguments decide the result's dtype; all if None.
+        plain: PyTorch's own expression, where the reference is another one for values that PyTorch
+            rounds or overflows on. It says what special values reach.
     """
 
     of: Callable[[Any], Op]
@@ -35,6 +38,7 @@ class Case:
     differentiable: bool = True
     triton_alone: bool = False
     promoting: tuple[int, ...] | None = None
+    plain: Op | None = None
 
     @property
     def op(self) -> Op:
@@ -69,10 +73,11 @@ def listed(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def _gate(activation: str) -> Case:
+def _gate(activation: str, plain: Op | None = None) -> Case:
     return Case(
         lambda module: lambda a, b: module.attention_gate(a, b, activation=activation),
         lambda x: [3 * x.flip(0), x],
+        plain=plain,
     )
 
 
@@ -90,8 +95,10 @@ def _conv(x: Tensor) -> list[Tensor]:
 
 OPERATORS = {
     "attention_gate": _gate("mixed"),
-    "attention_gate[channel]": _gate("channel"),
-    "attention_gate[spatial]": _gate("spatial"),
+    "attention_gate[channel]": _gate("channel", lambda a, b: (1 + F.normalize(a, dim=1)) * b),
+    "attention_gate[spatial]": _gate(
+        "spatial", lambda a, b: (1 + torch.sigmoid(F.instance_norm(a))) * b
+    ),
     "upsample": Case(
         lambda module: lambda x: module.upsample(x, (2 * x.shape[2] - 1, 2 * x.shape[3])),
         lambda x: [x[:, :, ::2, ::2]],
