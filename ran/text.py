@@ -4,8 +4,8 @@ import json
 import unicodedata
 from typing import Any
 
-#: Endings of nouns whose plural takes -es.
-_HISSING = ("s", "x", "ch", "sh")
+#: Endings of nouns whose plural takes -es; an "epoch" ends hard.
+_HISSING = ("s", "x", "tch", "nch", "sh")
 
 
 def plural(count: int, noun: str) -> str:

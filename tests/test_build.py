@@ -44,7 +44,9 @@ def test_cuda_is_built_wherever_torch_and_a_toolkit_allow() -> None:
 def test_every_cuda_kernel_is_reported_and_none_spills() -> None:
     info = extension.build_info()
     sources = "\n".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu*"))
-    declared = set(re.findall(r"__global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(", sources))
+    declared = set(
+        re.findall(r"__global__ void __launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+(\w+)\(", sources)
+    )
     assert declared
     reported = {name.split("<")[0] for name in info["kernels"]}
     assert reported == declared

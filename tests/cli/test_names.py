@@ -41,11 +41,12 @@ NAMES = ("caf\udce9.png", "a\x1b[2J.png", "two\nlines.png", "$x_1$.png", "猫.pn
     ("count", "noun", "text"),
     [
         (1, "epoch", "1 epoch"),
+        (20, "epoch", "20 epochs"),
+        (2, "batch", "2 batches"),
         (0, "image", "0 images"),
         (2000, "unreadable image", "2,000 unreadable images"),
         (1, "class", "1 class"),
         (3, "class", "3 classes"),
-        (2, "batch", "2 batches"),
         (2, "process", "2 processes"),
     ],
 )

@@ -29,6 +29,11 @@ class Place:
     def __str__(self) -> str:
         return f"{self.backend}-{'emulated' if self.emulated else self.device}"
 
+    @property
+    def compiler(self) -> str:
+        """Of torch.compile here: Inductor, which takes seconds, once for each kind of kernel."""
+        return "inductor" if self.backend == "native" and not self.emulated else "aot_eager"
+
     def run(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """op(*args, **kwargs) on this backend."""
         with emulated() if self.emulated else nullcontext(), ran_kernels.backend(self.backend):

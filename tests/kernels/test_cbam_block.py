@@ -225,8 +225,7 @@ def test_compile_fullgraph(place: Place, layout: str, training: bool) -> None:
     ours, theirs = modules(place.device, training=training)
     x = features(SHAPE, device=place.device, layout=layout)
     want = results(theirs, x, x, True)
-    inductor = place.backend == "native" and training and layout == "channels_last"
-    backend = "inductor" if inductor else "aot_eager"
+    backend = place.compiler if training and layout == "channels_last" else "aot_eager"
     compiled = torch.compile(ours, fullgraph=True, backend=backend)
     check(place.run(results, compiled, x, x, True), want, 2e-5)
 

@@ -149,7 +149,7 @@ def test_compile_fullgraph(place: Place, name: str, layout: str) -> None:
     compiled = torch.compile(
         around(case.op),
         fullgraph=True,
-        backend="inductor" if place.backend == "native" else "aot_eager",
+        backend=place.compiler,
     )
     want = case.results(around(case.reference), inputs)
     got = place.run(case.results, compiled, inputs)

@@ -249,7 +249,7 @@ def test_compile_fullgraph(place: Place, layout: str, dynamic: bool) -> None:
         functools.partial(both, ran_kernels),
         fullgraph=True,
         dynamic=dynamic,
-        backend="inductor" if place.backend == "native" else "aot_eager",
+        backend=place.compiler,
     )
     shapes = [SMALL, ((3, 5, 4, 6), (3, 5, 7, 8))] if dynamic else [SMALL]
     for pair in shapes:
