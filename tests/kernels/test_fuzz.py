@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -41,9 +40,8 @@ def test_scattered_tensors_hold_the_same_values_on_strides_of_every_kind() -> No
 
 
 def test_a_share_of_the_random_calls() -> None:
-    seed = secrets.randbelow(2**31)
-    for number in range(150):
-        fuzz.run(seed, number)  # names the seed and the case
+    for number in range(150):  # the same every time: the others are `make fuzz`'s
+        fuzz.run(1, number)
 
 
 def test_a_wrong_result_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
