@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 needs_cuda_build = pytest.mark.skipif(
     not extension.has_cuda(), reason="the extension here was built without CUDA kernels"
 )
+
+
+def copy_of_the_sources(folder: Path) -> None:
+    """The package in ``folder``, without its compiled file."""
+    without = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "ran_kernels", folder, ignore=without, dirs_exist_ok=True)
 
 
 def test_the_extension_is_there_and_reports_its_build() -> None:
@@ -140,10 +147,7 @@ def test_an_extension_of_another_checkout_is_named(tmp_path: Path) -> None:
     # The sources of one checkout, with the compiled file of another, as an editable installation
     # of the other leaves it to find.
     package = tmp_path / "ran_kernels"
-    for source in (ROOT / "ran_kernels").rglob("*.py"):
-        target = package / source.relative_to(ROOT / "ran_kernels")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(source.read_text())
+    copy_of_the_sources(package)
     assert extension.module is not None
     compiled = str(extension.module.__file__)
     program = (
@@ -200,10 +204,7 @@ def test_a_reader_that_leaves_is_no_error(command: list[str]) -> None:
 def test_without_the_extension_everything_still_imports_and_runs(tmp_path: Path) -> None:
     # The package without its compiled file, as RAN_NO_EXTENSION=1 installs it.
     package = tmp_path / "ran_kernels"
-    for source in (ROOT / "ran_kernels").rglob("*.py"):
-        target = package / source.relative_to(ROOT / "ran_kernels")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(source.read_text())
+    copy_of_the_sources(package)
     # An editable installation would still find the source tree's compiled file.
     program = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)];"

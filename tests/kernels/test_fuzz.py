@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ran_kernels
+from tests.test_build import copy_of_the_sources
 
 from . import fuzz
 
@@ -69,10 +70,7 @@ def test_the_sanitizers_find_nothing_in_the_cpu_kernels() -> None:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder)]
     command += ["--build-temp", str(folder / "objects")]
     subprocess.run(command, cwd=ROOT, check=True, env=environment)
-    for source in (ROOT / "ran_kernels").rglob("*.py"):
-        target = folder / source.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(source.read_text())
+    copy_of_the_sources(folder / "ran_kernels")
     for package in ("tests", "csrc"):
         link = folder / package
         link.unlink(missing_ok=True)
