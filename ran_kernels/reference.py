@@ -4,6 +4,8 @@ Each function has the signature of the public operator of the same name. The com
 kernels are tested against these, and the ``reference`` backend runs them.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -127,6 +129,139 @@ def affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``relu(scale * x + shift)`` in x's dtype, with scale and shift (C,)."""
     out = torch.relu(x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
     return _laid_out(out, x)
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.batch_norm`` of (N, C, H, W), the channels' numbers of any dtype."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    running = (running_mean, running_var)
+    mean, var, weight, bias = (None if t is None else t.to(wide) for t in (*running, weight, bias))
+    out = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    for kept, updated in zip(running, (mean, var), strict=True):
+        if training and kept is not None and updated is not kept:
+            kept.copy_(updated)
+    return _laid_out(out, x)
+
+
+def batch_norm_relu(x: Tensor, *channels: Tensor | None, **options: Any) -> Tensor:
+    """``relu(batch_norm(x, …))``."""
+    return torch.relu(batch_norm(x, *channels, **options))
+
+
+def add_batch_norm_relu(
+    a: Tensor, b: Tensor, *channels: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """``a + b``, and ``relu(batch_norm(a + b, …))``."""
+    total = _laid_out(a + b, a)
+    return total, batch_norm_relu(total, *channels, **options)
+
+
+def batch_norm_add_relu(
+    x: Tensor, shortcut: Tensor, *channels: Tensor | None, **options: Any
+) -> Tensor:
+    """``relu(batch_norm(x, …) + shortcut)``."""
+    return _laid_out(torch.relu(batch_norm(x, *channels, **options) + shortcut), x)
+
+
+def batch_norm_statistics(x: Tensor, addend: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """``x + addend``, and mean and biased variance over N, H, W: a pass of batch normalisation.
+
+    This and the three that follow are what the operators of their names compute, which
+    ran_kernels/batch_norm_parts.py describes.
+    """
+    total = x if addend is None else _laid_out(x + addend, x)
+    variance, mean = torch.var_mean(_wide(total), (0, 2, 3), correction=0)
+    return x.new_empty(0) if addend is None else total, mean, variance
+
+
+def batch_norm_apply(
+    x: Tensor,
+    shortcut: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """``relu((x - mean) / sqrt(variance + eps) * weight + bias + shortcut)``."""
+    out = _wide(x) - _map(mean)
+    out = out * _map(torch.rsqrt(variance + eps) * (1 if weight is None else weight))
+    if bias is not None:
+        out = out + _map(bias)
+    if shortcut is not None:
+        out = out + shortcut
+    return _laid_out((torch.relu(out) if relu else out).to(x.dtype), x)
+
+
+def batch_norm_reduce(
+    grad: Tensor,
+    x: Tensor,
+    out: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``g``, ``sum(g)`` and ``sum(g * (x - mean) / sqrt(variance + eps))`` over N, H, W."""
+    g = grad
+    if relu:
+        result = out
+        if result is None:
+            result = batch_norm_apply(x, None, mean, variance, weight, bias, eps, relu)
+        g = torch.where(result <= 0, 0, grad)
+    xhat = (_wide(x) - _map(mean)) * _map(torch.rsqrt(variance + eps))
+    masked = x.new_empty(0) if out is None else _laid_out(g, x)
+    return masked, _wide(g).sum((0, 2, 3)), (_wide(g) * xhat).sum((0, 2, 3))
+
+
+def batch_norm_grad(
+    grad: Tensor,
+    x: Tensor,
+    addend: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sum_grad: Tensor | None,
+    sum_grad_xhat: Tensor | None,
+    count: int,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """The gradient of x, plus `addend`: of ``g`` as in `batch_norm_reduce`, and its two sums."""
+    g = _wide(grad)
+    if relu:
+        result = batch_norm_apply(x, None, mean, variance, weight, bias, eps, relu)
+        g = torch.where(result <= 0, 0, g)
+    invstd = torch.rsqrt(variance + eps)
+    if sum_grad is not None and sum_grad_xhat is not None:
+        xhat = (_wide(x) - _map(mean)) * _map(invstd)
+        g = g - (_map(sum_grad) + xhat * _map(sum_grad_xhat)) / count
+    g = g * _map(invstd if weight is None else invstd * weight)
+    return _laid_out((g if addend is None else g + addend).to(x.dtype), x)
+
+
+def _map(channels: Tensor) -> Tensor:
+    """(C,) as it multiplies (N, C, H, W)."""
+    return channels[:, None, None]
+
+
+def _wide(t: Tensor) -> Tensor:
+    """`t` in the dtype that it is computed in."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _laid_out(result: Tensor, like: Tensor) -> Tensor:
