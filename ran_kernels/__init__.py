@@ -1,4 +1,4 @@
-"""Fused attention operators for convolutional networks.
+"""Fused attention and normalisation operators for convolutional networks.
 
 Every operator is differentiable, but `add_affine_relu`, `affine_relu` and `conv_gate`, which are
 for inference. Each has three implementations: the compiled extension (C++ and CUDA), which lacks
@@ -12,6 +12,7 @@ from . import nn
 from .add_affine_relu import add_affine_relu, affine_relu
 from .attention_gate import attention_gate, attention_mask
 from .backends import BackendError, backend, can_run
+from .batch_norm import add_batch_norm_relu, batch_norm, batch_norm_add_relu, batch_norm_relu
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .conv_gate import conv_gate
@@ -23,10 +24,14 @@ __all__ = [
     "BackendError",
     "FuseReport",
     "add_affine_relu",
+    "add_batch_norm_relu",
     "affine_relu",
     "attention_gate",
     "attention_mask",
     "backend",
+    "batch_norm",
+    "batch_norm_add_relu",
+    "batch_norm_relu",
     "can_run",
     "cbam_gate",
     "channel_pool",
@@ -41,6 +46,7 @@ __all__ = [
 # torch.fx traces networks with stand-ins for tensors, which the operators' checks would refuse.
 for _operator in (
     *("add_affine_relu", "affine_relu", "attention_gate", "attention_mask", "cbam_gate"),
+    *("add_batch_norm_relu", "batch_norm", "batch_norm_add_relu", "batch_norm_relu"),
     *("channel_pool", "conv_gate", "spatial_pool", "upsample", "upsample_add"),
 ):
     torch.fx.wrap(_operator)

@@ -49,12 +49,16 @@ def _native(op: str, *tensors: Tensor) -> str | None:
         return transformed()
     if device.type != "cuda":
         return f"no native kernels for device type {device.type!r}"
+    if op in library.CPU_ALONE:
+        return f"{op} has no CUDA kernel"
     if not extension.has_cuda():
         return f"the extension was built without CUDA ({extension.build_info()['cuda_reason']})"
     return _too_old(device) or transformed()
 
 
 def _triton(op: str, *tensors: Tensor) -> str | None:
+    if op in library.CPU_ALONE:
+        return f"{op} has no Triton kernel"
     if not _TRITON_INSTALLED:
         return "triton is not installed"
     device = tensors[0].device

@@ -1,0 +1,46 @@
+"""Batch normalisation's statistics across processes: one message forwards, one backwards."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def shared(process_group: Any) -> Any:
+    """`process_group`, or None where it is None or has one process."""
+    if process_group is None or distributed.get_world_size(process_group) == 1:
+        return None
+    return process_group
+
+
+def merge_statistics(
+    mean: Tensor, variance: Tensor, count: int, process_group: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance, and the number of values, of all processes' batches together.
+
+    Args:
+        mean, variance: (C,), of this process's `count` values, whatever they are where there are
+            none.
+
+    Returns:
+        (C,) and (C,) in the dtype of `mean`, and the count as a float64 scalar.
+    """
+    own = torch.cat([mean, variance, mean.new_tensor([count])]).double()
+    gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size(process_group))]
+    distributed.all_gather(gathered, own, group=process_group)
+    means, variances, counts = torch.stack(gathered).split([len(mean), len(mean), 1], dim=1)
+    total = counts.sum()
+    merged = (counts * means).sum(0) / total
+    # Squared deviations from the common mean: those from each part's own, and the parts' from it.
+    squares = (counts * (variances + (means - merged).square())).sum(0)
+    return merged.to(mean.dtype), (squares / total).to(mean.dtype), total
+
+
+def mean_sums(
+    sum_grad: Tensor, sum_grad_xhat: Tensor, total: Tensor, process_group: Any
+) -> tuple[Tensor, Tensor]:
+    """Both (C,) added up over all processes, over the number of values."""
+    sums = torch.cat([sum_grad, sum_grad_xhat])
+    distributed.all_reduce(sums, group=process_group)
+    first, second = (sums / total.to(sums.dtype)).chunk(2)
+    return first, second
