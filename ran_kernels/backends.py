@@ -57,8 +57,6 @@ def _native(op: str, *tensors: Tensor) -> str | None:
 
 
 def _triton(op: str, *tensors: Tensor) -> str | None:
-    if op in library.CPU_ALONE:
-        return f"{op} has no Triton kernel"
     if not _TRITON_INSTALLED:
         return "triton is not installed"
     device = tensors[0].device

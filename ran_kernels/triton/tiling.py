@@ -1,10 +1,11 @@
-"""How CBAM's kernels share a tensor out: layouts, tiles and splits, decided in this one place.
+"""How kernels on (N, C, H, W) share a tensor out: layouts, tiles and splits, decided in this place.
 
 Each sample is taken as a matrix. Its rows are what a kernel keeps and its columns what it sums
 over: channels × positions for channel_pool, positions × channels for spatial_pool. The layout
 decides which of the two are neighbours in memory. A program holds a tile of BLOCK_ROWS ×
 BLOCK_COLUMNS and walks it along `chunk` columns; where too few programs would run for a big GPU,
-several share the columns of a row and a second kernel puts their results together.
+several share the columns of a row and a second kernel puts their results together. Sums over the
+batch, too, walk one sample's tiles after the other's.
 
 The walk is a `while`: the interpreter of Triton 3.6 takes none of its own integers as bounds of a
 `range`. Compiled, it is the same code.
@@ -20,7 +21,8 @@ from torch import Tensor
 # and few lanes idle on maps of 56, 28, 14 and 7 squared.
 INNER = 128
 # Of each big tensor in a tile. 4 warps of 32 threads, each with 2 loads of 16 bytes in flight where
-# running sums, maxima and their indices need registers beside them, and 4 loads where nothing does.
+# running sums, maxima and their indices, or many numbers of each channel, need registers beside
+# them, and 4 loads where nothing does.
 REDUCTION_BYTES = 4096
 POINTWISE_BYTES = 8192
 # Programs that keep a GPU of about 140 multiprocessors busy. It is no property of the GPU at hand:
@@ -29,8 +31,11 @@ ENOUGH_PROGRAMS = 1024
 # Tiles a program walks at least before its row is shared: fewer take less than a second launch.
 LEAST_TILES = 8
 MOST_SPLITS = 32
-# Rows that a program of the second stage puts together.
+# Of sums over the batch, where a row, a channel, is long and there are few.
+MOST_BATCH_SPLITS = 512
+# Rows that a program of the second stage puts together, and parts of them in all.
 FINISH_ROWS = 32
+FINISH_PARTS = 4096
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,72 @@ class Tiling:
         return (triton.cdiv(count, FINISH_ROWS),), {"count": count, "splits": self.splits, **blocks}
 
 
-def pointwise(x: Tensor) -> Tiling:
+@dataclass(frozen=True)
+class BatchTiling:
+    """As `Tiling`, where a row's columns in all samples are added up."""
+
+    samples: int
+    rows: int
+    columns: int  # of a sample
+    columns_inside: bool
+    block_rows: int
+    block_columns: int
+    chunk: int  # tiles a program walks
+    splits: int
+
+    @property
+    def row_blocks(self) -> int:
+        return triton.cdiv(self.rows, self.block_rows)
+
+    @property
+    def tiles(self) -> int:
+        """Of a row, in one sample."""
+        return triton.cdiv(self.columns, self.block_columns)
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (self.row_blocks * self.splits,)
+
+    def walk(self) -> dict[str, int]:
+        """How far each program walks: for the second stage, too, where the parts' counts matter."""
+        return {
+            "columns": self.columns,
+            "tiles": self.tiles,
+            "all_tiles": self.samples * self.tiles,
+            "chunk": self.chunk,
+            "BLOCK_COLUMNS": self.block_columns,
+        }
+
+    def arguments(self) -> dict[str, int | bool]:
+        """What every kernel of the first stage ends its arguments with."""
+        inner = self.columns if self.columns_inside else self.rows
+        return {
+            "rows": self.rows,
+            "row_blocks": self.row_blocks,
+            "splits": self.splits,
+            "UNIT": min(inner & -inner, 16),
+            "COLUMNS_INSIDE": self.columns_inside,
+            "BLOCK_ROWS": self.block_rows,
+            **self.walk(),
+        }
+
+    def finish(self) -> tuple[tuple[int], dict[str, int]]:
+        """Grid and last arguments of the second stage."""
+        splits = triton.next_power_of_2(self.splits)
+        block = min(FINISH_ROWS, FINISH_PARTS // splits)
+        blocks = {"BLOCK_SPLITS": splits, "BLOCK": block, "num_warps": 8}
+        return (triton.cdiv(self.rows, block),), {
+            "count": self.rows,
+            "splits": self.splits,
+            **blocks,
+        }
+
+
+def pointwise(x: Tensor, tile_bytes: int = POINTWISE_BYTES) -> Tiling:
     """Channels × positions of x, a program for each tile."""
     n, c, height, width = x.shape
     inside = x.is_contiguous()
-    blocks = _blocks(c, height * width, inside, POINTWISE_BYTES // x.element_size())
+    blocks = _blocks(c, height * width, inside, tile_bytes // x.element_size())
     splits = triton.cdiv(height * width, blocks[1])
     return Tiling(n, c, height * width, inside, *blocks, chunk=blocks[1], splits=splits)
 
@@ -98,6 +164,20 @@ def over_channels(x: Tensor) -> Tiling:
     """Sums over the channels for every position."""
     n, c, height, width = x.shape
     return _reduction(x, n, height * width, c, not x.is_contiguous())
+
+
+def over_batch(x: Tensor) -> BatchTiling:
+    """Sums over N, H, W for every channel."""
+    n, c, height, width = x.shape
+    inside = x.is_contiguous()
+    samples, columns = (n, height * width) if inside else (1, n * height * width)
+    blocks = _blocks(c, columns, inside, REDUCTION_BYTES // x.element_size())
+    tiles = samples * triton.cdiv(columns, blocks[1])
+    programs = triton.cdiv(ENOUGH_PROGRAMS, triton.cdiv(c, blocks[0]))
+    chunk = triton.cdiv(tiles, max(min(programs, tiles // LEAST_TILES, MOST_BATCH_SPLITS), 1))
+    return BatchTiling(
+        samples, c, columns, inside, *blocks, chunk=chunk, splits=triton.cdiv(tiles, chunk)
+    )
 
 
 def _reduction(x: Tensor, samples: int, rows: int, columns: int, inside: bool) -> Tiling:
@@ -151,6 +231,29 @@ def tile(sample, row, column, rows, columns, UNIT: tl.constexpr, COLUMNS_INSIDE:
         offset = column[None, :] * rows + row[:, None]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     return sample * rows * columns + offset, inside
+
+
+@triton.jit
+def first_tile(split, chunk, all_tiles, tiles, BLOCK_COLUMNS: tl.constexpr):
+    """Of sums over the batch: where a program's walk starts, as sample and column, and its tiles."""
+    first = split * chunk
+    sample = first // tiles
+    return sample, (first - sample * tiles) * BLOCK_COLUMNS, tl.minimum(chunk, all_tiles - first)
+
+
+@triton.jit
+def next_tile(sample, begin, columns, BLOCK_COLUMNS: tl.constexpr):
+    """The tile after the one of `sample` whose first column is `begin`."""
+    begin += BLOCK_COLUMNS
+    past = begin >= columns
+    return sample + past.to(tl.int64), tl.where(past, 0, begin)
+
+
+@triton.jit
+def elements_before(tile, tiles, columns, BLOCK_COLUMNS: tl.constexpr):
+    """Of a row, how many lie in the batch's tiles before this one."""
+    sample = tile // tiles
+    return sample * columns + tl.minimum((tile - sample * tiles) * BLOCK_COLUMNS, columns)
 
 
 @triton.jit

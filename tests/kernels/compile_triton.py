@@ -77,6 +77,67 @@ def conv_gate_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
+    """Of each pass with all terms and with as few as there can be, in one stage and in two."""
+    from ran_kernels.triton import tiling
+
+    def data(*names: str) -> dict[str, Any]:
+        return dict.fromkeys(names, DATA)
+
+    def sums(*names: str) -> dict[str, Any]:
+        return dict.fromkeys(names, SUM)
+
+    small = torch.empty((1, 512, 7, 7), dtype=dtype, device="meta")
+    large = torch.empty((128, 256, 56, 56), dtype=dtype, device="meta")
+    large = large.contiguous(memory_format=torch.channels_last)
+    one, many = tiling.over_batch(small), tiling.over_batch(large)
+    assert one.splits == 1 < many.splits
+    final, shared = (
+        {**tiled.arguments(), "FINAL": tiled is one, "EPS": 1e-5} for tiled in (one, many)
+    )
+    finish = many.finish()[1]
+    maps = [
+        tiling.pointwise(x, tiling.REDUCTION_BYTES).arguments() | {"EPS": 1e-5}
+        for x in (small, large)
+    ]
+    channels = sums("mean", "variance", "weight", "bias")
+    plain = channels | {"weight": None, "bias": None}
+    results = sums("sum_grad", "sum_grad_xhat")
+    return {
+        "batch_norm_kernels.batch_norm_statistics_kernel": [
+            {**data("x", "addend", "sum"), **sums("mean", "variance"), **final},
+            {**data("x", "addend", "sum"), "mean": "*fp64", "variance": SUM, **shared},
+            {"x": DATA, "addend": None, "sum": None, "mean": "*fp64", "variance": SUM, **shared},
+        ],
+        "batch_norm_kernels.batch_norm_statistics_finish_kernel": [
+            {"means": "*fp64", **sums("squares", "mean", "variance"), **many.walk(), **finish}
+        ],
+        "batch_norm_kernels.batch_norm_apply_kernel": [
+            {**data("x", "shortcut", "out"), **channels, "RELU": True, **maps[0]},
+            {**data("x", "out"), "shortcut": None, **channels, "RELU": True, **maps[1]},
+            {**data("x", "out"), "shortcut": None, **plain, "RELU": False, **maps[1]},
+        ],
+        "batch_norm_kernels.batch_norm_reduce_kernel": [
+            {**data("grad", "x", "out", "masked"), **channels, **results, "RELU": True, **final},
+            {**data("grad", "x"), "out": None, "masked": None, **channels, **results}
+            | {"RELU": True, **shared},
+            {**data("grad", "x"), "out": None, "masked": None, **plain, **results}
+            | {"RELU": False, **shared},
+        ],
+        "batch_norm_kernels.batch_norm_reduce_finish_kernel": [
+            {**sums("totals", "dots", "variance"), **results, "EPS": 1e-5, **finish}
+        ],
+        "batch_norm_kernels.batch_norm_grad_kernel": [
+            {**data("grad", "x", "addend", "grad_x"), **channels, **results}
+            | {"elements": 49, "RELU": True, **maps[0]},
+            {**data("grad", "x", "grad_x"), "addend": None, **channels, **results}
+            | {"elements": 128 * 56 * 56, "RELU": True, **maps[1]},
+            {**data("grad", "x", "grad_x"), "addend": None, **plain}
+            | {"sum_grad": None, "sum_grad_xhat": None, "elements": 1, "RELU": False, **maps[1]},
+        ],
+    }
+
+
 def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     """Arguments by name: a pointer above, a size as an int, what is constexpr as its value."""
     from ran_kernels.triton import attention_gate, tiling
@@ -133,6 +194,7 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
             {**data("a", "b", "sum", "out"), "scale": SUM, "shift": SUM, **both[0]},
             {"a": DATA, "b": None, "scale": SUM, "shift": SUM, "sum": None, "out": DATA, **both[1]},
         ],
+        **batch_norm_launches(dtype),
         **upsample_launches(),
         **conv_gate_launches(dtype),
         "pooling.pool_kernel": walks(

@@ -1,4 +1,4 @@
-"""How CBAM's Triton kernels share a tensor out: all of it, once, in tiles that suit a GPU."""
+"""How Triton kernels share a tensor out: all of it, once, in tiles that suit a GPU."""
 
 import importlib
 from collections.abc import Callable
@@ -74,6 +74,39 @@ def test_every_element_is_in_one_tile(
     assert t.splits <= tiling.MOST_SPLITS or name == "pointwise"
     arguments: dict[str, Any] = t.arguments()
     assert (t.columns if t.columns_inside else t.rows) % arguments["UNIT"] == 0
+
+
+@settings(deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 300), sizes, sizes, sizes),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(NATIVE_LAYOUTS),
+)
+def test_every_tile_of_a_batch_is_in_one_walk(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str
+) -> None:
+    x = meta(shape, dtype, layout)
+    t = tiling.over_batch(x)
+    assert t.samples * t.rows * t.columns == x.numel()
+    assert 0 <= t.row_blocks * t.block_rows - t.rows < t.block_rows
+    assert 0 <= t.tiles * t.block_columns - t.columns < t.block_columns
+    # The last program has tiles left, and none are left over after it.
+    assert (t.splits - 1) * t.chunk < t.samples * t.tiles <= t.splits * t.chunk
+    assert t.block_rows * t.block_columns * x.element_size() <= tiling.REDUCTION_BYTES
+    assert {t.block_rows.bit_count(), t.block_columns.bit_count()} == {1}
+    arguments: dict[str, Any] = t.arguments()
+    assert (t.columns if t.columns_inside else t.rows) % arguments["UNIT"] == 0
+    (programs,), finish = t.finish()
+    assert finish["BLOCK_SPLITS"] >= t.splits
+    assert programs * finish["BLOCK"] >= t.rows
+    assert finish["BLOCK"] * finish["BLOCK_SPLITS"] <= tiling.FINISH_PARTS
+
+
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+@pytest.mark.parametrize("side", [112, 56, 28, 14, 7])
+def test_networks_channels_are_shared_among_enough_programs(side: int, layout: str) -> None:
+    x = meta((32, 64 * 112 // side, side, side), torch.bfloat16, layout)
+    assert tiling.over_batch(x).grid[0] >= 264  # two a multiprocessor
 
 
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
