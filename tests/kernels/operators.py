@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ class Case:
         arguments: those tensors, from the one that gives the size.
         differentiable: whether the kernels have a derivative.
         triton_alone: whether there are no native kernels.
+        cpu_alone: whether there are kernels for the CPU and no others.
         promoting: which arguments decide the result's dtype; all if None.
         plain: PyTorch's own expression, where the reference is another one for values that PyTorch
             rounds or overflows on. It says what special values reach.
@@ -37,6 +39,7 @@ class Case:
     arguments: Callable[[Tensor], list[Tensor]]
     differentiable: bool = True
     triton_alone: bool = False
+    cpu_alone: bool = False
     promoting: tuple[int, ...] | None = None
     plain: Op | None = None
 
@@ -66,6 +69,8 @@ class Case:
         return [t for part in outputs_and_grads(op, inputs) for t in part]
 
     def runs_at(self, place: Place) -> bool:
+        if self.cpu_alone:
+            return str(place) == "native-cpu"
         return not self.triton_alone or place.backend == "triton"
 
 
@@ -84,6 +89,69 @@ def _gate(activation: str, plain: Op | None = None) -> Case:
 def _affine(x: Tensor) -> list[Tensor]:
     channels = (1, x.shape[1], 1, 1)
     return [features(channels, seed=seed).flatten().to(x) for seed in (2, 3)]
+
+
+class _Centred(torch.autograd.Function):
+    """``(x - mean) * scale + bias`` of F.batch_norm's x, and F.batch_norm's gradients.
+
+    PyTorch's kernels for CUDA compute this; those for the CPU ``x * scale + (bias - mean * scale)``,
+    which is infinity minus infinity where the weight is infinite.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, normalised: Tensor, centred: Tensor) -> Tensor:
+        return centred
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _centred_norm(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, *, training: bool
+) -> Tensor:
+    normalised = F.batch_norm(x, mean.clone(), var.clone(), weight, bias, training)
+    if training:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    scale = weight / (var + 1e-5).sqrt()
+    centred = (x - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+    return _Centred.apply(normalised, centred.detach())
+
+
+def _centred_sum(a: Tensor, b: Tensor, *channels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    return a + b, _centred_norm(a + b, *channels, **options).relu()
+
+
+_CENTRED = SimpleNamespace(
+    batch_norm=_centred_norm,
+    batch_norm_relu=lambda *args, **options: _centred_norm(*args, **options).relu(),
+    add_batch_norm_relu=_centred_sum,
+    batch_norm_add_relu=lambda x, shortcut, *channels, **options: (
+        _centred_norm(x, *channels, **options) + shortcut
+    ).relu(),
+)
+
+
+def _norm(name: str, images: int, *, training: bool = True) -> Case:
+    """A batch normalisation; the running statistics, without gradients, are no arguments."""
+
+    def of(module: Any) -> Op:
+        def call(*tensors: Tensor) -> Any:
+            channels = tensors[-1].shape[0]
+            running = [torch.linspace(a, 2, channels).to(tensors[-1]) for a in (-1, 0.5)]
+            return getattr(module, name)(
+                *tensors[:images], *running, *tensors[images:], training=training
+            )
+
+        return call
+
+    return Case(
+        of,
+        lambda x: [x, x.flip(0)][:images] + _affine(x),
+        cpu_alone=True,
+        promoting=tuple(range(images)),
+        plain=of(_CENTRED),
+    )
 
 
 def _conv(x: Tensor) -> list[Tensor]:
@@ -124,6 +192,11 @@ OPERATORS = {
         differentiable=False,
         promoting=(0, 1),
     ),
+    "batch_norm": _norm("batch_norm", 1),
+    "batch_norm_relu": _norm("batch_norm_relu", 1),
+    "batch_norm_relu[evaluation]": _norm("batch_norm_relu", 1, training=False),
+    "add_batch_norm_relu": _norm("add_batch_norm_relu", 2),
+    "batch_norm_add_relu": _norm("batch_norm_add_relu", 2),
     "conv_gate": Case(
         lambda module: module.conv_gate, _conv, differentiable=False, triton_alone=True
     ),
