@@ -1,4 +1,4 @@
-"""The Triton kernels of batch normalisation's passes; what they compute is in batch_norm_parts.py."""
+"""The Triton kernels of batch normalisation's passes, which batch_norm_parts.py defines."""
 
 import triton
 import triton.language as tl
@@ -37,7 +37,7 @@ def normalise(x, center, scale, offset):
 
 @triton.jit
 def passing(g, result, like):
-    """g where the ReLU's result, in the type that `like` points to, is not at most 0: NaN passes."""
+    """g where the ReLU's result, in `like`'s type, is not at most 0: a NaN lets it through."""
     return tl.where(widen(result.to(like.dtype.element_ty)) <= 0.0, 0.0, g)
 
 
@@ -60,7 +60,7 @@ def batch_norm_statistics_kernel(
 ):  # fmt: skip
     _, channel, split = locate(row_blocks, splits, BLOCK_ROWS)
     sample, begin, left = first_tile(split, chunk, all_tiles, tiles, BLOCK_COLUMNS)
-    # Deviations are from one of the channel's own elements, which costs a mean far from 0 no digits.
+    # Deviations are from one of the channel's elements: a mean far from 0 costs no digits.
     first = begin + tl.zeros((1,), tl.int64)
     of_first, exists = tile(sample, channel, first, rows, columns, UNIT, COLUMNS_INSIDE)
     origin = widen(element(x, addend, of_first, exists))

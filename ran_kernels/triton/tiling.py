@@ -31,7 +31,8 @@ ENOUGH_PROGRAMS = 1024
 # Tiles a program walks at least before its row is shared: fewer take less than a second launch.
 LEAST_TILES = 8
 MOST_SPLITS = 32
-# Of sums over the batch, where a row, a channel, is long and there are few.
+# Of sums over the batch, where rows are channels: there are few, and they are long.
+LEAST_BATCH_TILES = 4
 MOST_BATCH_SPLITS = 512
 # Rows that a program of the second stage puts together, and parts of them in all.
 FINISH_ROWS = 32
@@ -174,7 +175,7 @@ def over_batch(x: Tensor) -> BatchTiling:
     blocks = _blocks(c, columns, inside, REDUCTION_BYTES // x.element_size())
     tiles = samples * triton.cdiv(columns, blocks[1])
     programs = triton.cdiv(ENOUGH_PROGRAMS, triton.cdiv(c, blocks[0]))
-    chunk = triton.cdiv(tiles, max(min(programs, tiles // LEAST_TILES, MOST_BATCH_SPLITS), 1))
+    chunk = triton.cdiv(tiles, max(min(programs, tiles // LEAST_BATCH_TILES, MOST_BATCH_SPLITS), 1))
     return BatchTiling(
         samples, c, columns, inside, *blocks, chunk=chunk, splits=triton.cdiv(tiles, chunk)
     )
@@ -235,7 +236,7 @@ def tile(sample, row, column, rows, columns, UNIT: tl.constexpr, COLUMNS_INSIDE:
 
 @triton.jit
 def first_tile(split, chunk, all_tiles, tiles, BLOCK_COLUMNS: tl.constexpr):
-    """Of sums over the batch: where a program's walk starts, as sample and column, and its tiles."""
+    """Of sums over the batch: the sample and column a walk starts from, and its tiles."""
     first = split * chunk
     sample = first // tiles
     return sample, (first - sample * tiles) * BLOCK_COLUMNS, tl.minimum(chunk, all_tiles - first)

@@ -106,7 +106,7 @@ def test_every_tile_of_a_batch_is_in_one_walk(
 @pytest.mark.parametrize("side", [112, 56, 28, 14, 7])
 def test_networks_channels_are_shared_among_enough_programs(side: int, layout: str) -> None:
     x = meta((32, 64 * 112 // side, side, side), torch.bfloat16, layout)
-    assert tiling.over_batch(x).grid[0] >= 264  # two a multiprocessor
+    assert tiling.over_batch(x).grid[0] >= 132  # one a multiprocessor
 
 
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
