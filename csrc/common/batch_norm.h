@@ -23,11 +23,17 @@ RAN_HOST_DEVICE A inverse_deviation(A variance, double eps) {
   return A(1) / std::sqrt(variance + static_cast<A>(eps));
 }
 
-// What ReLU and rounding are still to come of. Both passes that need its sign call this: compilers
-// make one fma of it, or none, in either.
+// What ReLU and rounding are still to come of. All passes that need its sign call this. Of vectors
+// compilers make one fma of it, or none, in every pass; of scalars it is one.
 template <typename V>
 RAN_HOST_DEVICE V normalise(V x, V mean, V scale, V bias) {
   return (x - mean) * scale + bias;
+}
+RAN_HOST_DEVICE float normalise(float x, float mean, float scale, float bias) {
+  return std::fma(x - mean, scale, bias);
+}
+RAN_HOST_DEVICE double normalise(double x, double mean, double scale, double bias) {
+  return std::fma(x - mean, scale, bias);
 }
 
 // d loss / d x, with  mean_grad = sum_grad / count  and  slope = invstd sum_grad_xhat / count

@@ -4,6 +4,7 @@
 // changes its line here.
 #include "add_affine_relu.h"
 #include "attention_gate.h"
+#include "batch_norm.h"
 #include "cbam.h"
 #include "upsample.h"
 
@@ -31,6 +32,10 @@ GateShape gate(const int64_t* s) {
 // n, channels, h, w, height, width, align_corners, channels_last
 UpsampleShape images(const int64_t* s) {
   return {s[0], s[1], s[2], s[3], s[4], s[5], s[6] != 0, s[7] != 0};
+}
+// mean, variance, weight, bias
+BatchNormChannels norm(void* const* b) {
+  return {b[0], b[1], b[2], b[3], 1e-5};
 }
 int32_t* indices(void* buffer) {
   return static_cast<int32_t*>(buffer);
@@ -104,4 +109,35 @@ LAUNCHER(add_affine_relu) {
   const auto* b = buffers;
   return cuda::add_affine_relu(
       dtype, features(sizes), {b[0], b[1], b[2], b[3], b[4], b[5]}, kStream);
+}
+
+WORKSPACE(batch_norm_statistics)
+LAUNCHER(batch_norm_statistics) {
+  const auto* b = buffers;
+  return cuda::batch_norm_statistics(
+      dtype, features(sizes), {b[0], b[1], b[2], b[3], b[4]}, b[5], kStream);
+}
+LAUNCHER(batch_norm_apply) {
+  const auto* b = buffers;
+  return cuda::batch_norm_apply(
+      dtype, features(sizes), {b[0], b[1], norm(b + 2), b[6], sizes[4] != 0}, kStream);
+}
+WORKSPACE(batch_norm_reduce)
+LAUNCHER(batch_norm_reduce) {
+  const auto* b = buffers;
+  return cuda::batch_norm_reduce(
+      dtype,
+      features(sizes),
+      {b[0], b[1], b[2], norm(b + 3), b[7], b[8], b[9], sizes[4] != 0},
+      b[10],
+      kStream);
+}
+LAUNCHER(batch_norm_grad) {
+  const auto* b = buffers;
+  const auto shape = features(sizes);
+  return cuda::batch_norm_grad(
+      dtype,
+      shape,
+      {b[0], b[1], b[2], norm(b + 3), b[7], b[8], shape.n * shape.hw, b[9], sizes[4] != 0},
+      kStream);
 }

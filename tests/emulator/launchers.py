@@ -5,7 +5,7 @@ To add a kernel to all that the emulator checks:
 1. a line in launchers.cpp: LAUNCHER(name), and WORKSPACE(name) where it takes one;
 2. an entry here, with its sizes and buffers in the order of that line: from then on its launches
    are checked at every shape and beyond 2³¹ elements;
-3. a random case in gates.py, images.py, pools.py, cbam.py or affine.py: its inputs, and a formula
+3. a random case in gates.py, images.py, pools.py, cbam.py, affine.py or norms.py: its inputs, and a formula
    in float64 for its outputs;
 4. rows in tests/regression/traffic.py (``python -m tests.regression.measure traffic`` renews the
    baseline).
@@ -91,7 +91,7 @@ POSITION, OUT_POSITION = Buffer("position"), Buffer("position", out=True)
 MAPS, OUT_MAPS = Buffer("maps"), Buffer("maps", out=True)
 CHANNEL_INDEX = Buffer("channel", index=True)
 POSITION_INDEX = Buffer("position", index=True)
-AFFINE = Buffer("affine")
+AFFINE, OUT_AFFINE = Buffer("affine"), Buffer("affine", out=True)
 GROUP, OUT_GROUP = Buffer("group"), Buffer("group", out=True)
 
 INCOMING = {
@@ -100,6 +100,8 @@ INCOMING = {
     "grad_maps": MAPS,
     "spatial_index": POSITION_INDEX,
 }
+
+NORM = {"mean": AFFINE, "variance": AFFINE, "weight": AFFINE, "bias": AFFINE}
 
 LAUNCHERS = {
     "attention_gate": Launcher(
@@ -205,5 +207,36 @@ LAUNCHERS = {
             "out": OUT_MAP,
         },
         optional=(("b", "sum"),),
+    ),
+    "batch_norm_statistics": Launcher(
+        "features",
+        {"x": MAP, "addend": MAP, "sum": OUT_MAP, "mean": OUT_AFFINE, "variance": OUT_AFFINE},
+        workspace=True,
+        optional=(("addend", "sum"),),
+    ),
+    "batch_norm_apply": Launcher(
+        "features",
+        {"x": MAP, "shortcut": MAP, **NORM, "out": OUT_MAP},
+        flags=("relu",),
+        optional=(("shortcut",), ("weight",), ("bias",)),
+    ),
+    "batch_norm_reduce": Launcher(
+        "features",
+        {
+            **{"grad": MAP, "x": MAP, "out": MAP, **NORM},
+            **{"masked": OUT_MAP, "sum_grad": OUT_AFFINE, "sum_grad_xhat": OUT_AFFINE},
+        },
+        flags=("relu",),
+        workspace=True,
+        optional=(("out", "masked"), ("weight",), ("bias",)),
+    ),
+    "batch_norm_grad": Launcher(
+        "features",
+        {
+            **{"grad": MAP, "x": MAP, "addend": MAP, **NORM},
+            **{"sum_grad": AFFINE, "sum_grad_xhat": AFFINE, "grad_x": OUT_MAP},
+        },
+        flags=("relu",),
+        optional=(("addend",), ("weight",), ("bias",), ("sum_grad", "sum_grad_xhat")),
     ),
 }

@@ -22,6 +22,7 @@ from . import (  # noqa: F401 - some register cases
     gates,
     images,
     limits,
+    norms,
     pools,
     shapes,
 )
@@ -34,11 +35,12 @@ ROOT = Path(__file__).parents[2]
 ON_FEATURES = (
     *("channel_pool", "spatial_pool", "cbam_gate", "cbam_grad_spatial", "cbam_grad_channel"),
     *("cbam_grad_x", "add_affine_relu"),
+    *("batch_norm_statistics", "batch_norm_apply", "batch_norm_reduce", "batch_norm_grad"),
 )
 #: (n, many rows, few): so many that a thread takes several, the last ones short of a whole step.
 MANY_ROWS = ((4, 65539, 1), (2, 33003, 8))
 OVER_ROWS = {
-    0: ("channel_pool", "cbam_grad_channel"),
+    0: ("channel_pool", "cbam_grad_channel", "batch_norm_statistics", "batch_norm_reduce"),
     1: ("spatial_pool", *["cbam_grad_spatial"] * 3),
 }
 

@@ -138,6 +138,7 @@ class Trial:
                 offset = (offsets or {}).get(key, 0)
                 if buffer.out and key not in absent:
                     kind = np.int32 if buffer.index else STORED[dtype]
+                    kind = COMPUTED[dtype] if buffer.kind == "affine" else kind
                     raw = np.full(launcher.bytes(key, dtype, sizes), FILLS[order], np.uint8)
                     memory[key] = Memory(
                         self.emulator, raw.view(kind).reshape(launcher.shape(key, sizes)), offset
@@ -156,9 +157,14 @@ class Trial:
                     self.fail(name, f"{label}: {key} differs with the order of threads")
         self.cases[name] += 1
         return {
-            key: values if values.dtype == np.int32 else decode(values, dtype)
+            key: self._decoded(launcher.buffers[key], values, dtype)
             for key, values in first.items()
         }
+
+    def _decoded(self, buffer: Any, values: Array, dtype: int) -> Array:
+        if buffer.index:
+            return values
+        return values.astype(np.float64) if buffer.kind == "affine" else decode(values, dtype)
 
     def _stored(self, buffer: Any, values: Array | None, dtype: int) -> Array | None:
         if values is None or buffer.index:

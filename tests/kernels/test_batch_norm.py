@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import ran_kernels
 from ran_kernels import reference
+from ran_kernels.batch_norm_parts import BATCH_NORM_STATISTICS
 
 from .cbam_cases import NATIVE_LAYOUTS, SHAPES, features, fits
 from .harness import (
@@ -18,7 +19,7 @@ from .harness import (
     LAYOUTS,
     Place,
     check_against_reference,
-    cpu_only,
+    kernels,
     outputs_and_grads,
     relative_error,
 )
@@ -29,7 +30,7 @@ each_function = pytest.mark.parametrize("name", IMAGES)
 each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 
 
-@cpu_only
+@kernels
 @each_function
 @each_mode
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -48,7 +49,7 @@ def test_exactness(
             )
 
 
-@cpu_only
+@kernels
 @each_function
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("of_other", LAYOUTS)
@@ -65,7 +66,7 @@ def test_layouts(place: Place, name: str, layout: str, of_other: str) -> None:
     assert all(t.is_contiguous(memory_format=format) for t in got[0])
 
 
-@cpu_only
+@kernels
 @each_function
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
 def test_gradcheck(place: Place, name: str, layout: str) -> None:
@@ -78,7 +79,7 @@ def test_gradcheck(place: Place, name: str, layout: str) -> None:
             assert place.run(torch.autograd.gradcheck, op, leaves, fast_mode=True)
 
 
-@cpu_only
+@kernels
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
 @pytest.mark.parametrize("shape", [(4, 5, 9, 31), (2, 70, 64, 65)], ids=str)
 def test_a_mean_ten_thousand_deviations_from_zero(
@@ -92,7 +93,7 @@ def test_a_mean_ten_thousand_deviations_from_zero(
             x = x.clone()
             x[at] = -1e6
         exact = torch.var_mean(x.double(), (0, 2, 3), correction=0)
-        _, mean, variance = place.run(torch.ops.ran.batch_norm_statistics, x, None)
+        _, mean, variance = place.run(BATCH_NORM_STATISTICS[place.backend], x, None)
         assert relative_error(variance, exact[0]) < 2e-6
         assert relative_error(mean, exact[1]) < 1e-7
         outs, errors = [], []
@@ -102,31 +103,31 @@ def test_a_mean_ten_thousand_deviations_from_zero(
         assert errors[2] <= 2 * errors[1] + 1e-7
 
 
-@cpu_only
+@kernels
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
 def test_a_constant_channel_has_no_variance(place: Place, layout: str) -> None:
     x = torch.tensor([1e-3, 1 / 3, 1e6 + 1 / 3], device=place.device)
     x = LAYOUTS[layout](x[None, :, None, None].expand(3, 3, 11, 13))
-    _, mean, variance = place.run(torch.ops.ran.batch_norm_statistics, x, None)
+    _, mean, variance = place.run(BATCH_NORM_STATISTICS[place.backend], x, None)
     assert torch.equal(mean, x[0, :, 0, 0])
     assert torch.equal(variance, torch.zeros_like(variance))
 
 
-@cpu_only
+@kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
 def test_the_statistics_are_those_of_the_rounded_sum(
     place: Place, dtype: torch.dtype, layout: str
 ) -> None:
     a, b = images("add_batch_norm_relu", (3, 20, 9, 11), dtype, place.device, layout)
-    total, mean, variance = place.run(torch.ops.ran.batch_norm_statistics, a, b)
+    total, mean, variance = place.run(BATCH_NORM_STATISTICS[place.backend], a, b)
     assert torch.equal(total, a + b)
-    _, *of_total = place.run(torch.ops.ran.batch_norm_statistics, total, None)
+    _, *of_total = place.run(BATCH_NORM_STATISTICS[place.backend], total, None)
     assert torch.equal(mean, of_total[0])
     assert torch.equal(variance, of_total[1])
 
 
-@cpu_only
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
 @each_mode
@@ -162,7 +163,7 @@ def test_the_mask_is_that_of_the_result(
         )
 
 
-@cpu_only
+@kernels
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
 @pytest.mark.parametrize(
     ("dtype", "vanishing"), [(torch.float16, 2.0**-25), (torch.bfloat16, 2.0**-134)], ids=str
@@ -194,7 +195,7 @@ def _kept(run: Callable[[], Any]) -> dict[int, Tensor]:
     return kept
 
 
-@cpu_only
+@kernels
 @pytest.mark.parametrize(
     ("name", "images_kept"),
     [("batch_norm", 1), ("batch_norm_relu", 1), ("add_batch_norm_relu", 1),
@@ -210,7 +211,7 @@ def test_what_is_kept(place: Place, name: str, images_kept: int) -> None:
     assert sum(t.numel() for t in kept.values()) <= images_kept * given[0].numel() + 4 * 3
 
 
-@cpu_only
+@kernels
 @each_function
 def test_low_precision_images_with_parameters_in_float32(place: Place, name: str) -> None:
     """As autocast makes them: the channels' gradients and statistics stay float32."""
@@ -239,7 +240,7 @@ def test_low_precision_images_with_parameters_in_float32(place: Place, name: str
             assert ours <= 3 * theirs + torch.finfo(dtype).eps / 2
 
 
-@cpu_only
+@kernels
 @each_function
 @each_mode
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 4, 4)], ids=str)
@@ -255,7 +256,7 @@ def test_empty(place: Place, name: str, training: bool, shape: tuple[int, ...]) 
     assert all(map(torch.equal, statistics, before))
 
 
-@cpu_only
+@kernels
 @each_function
 def test_one_value_per_channel_cannot_be_trained_on(place: Place, name: str) -> None:
     given = images(name, (1, 3, 1, 1), device=place.device)
@@ -266,7 +267,7 @@ def test_one_value_per_channel_cannot_be_trained_on(place: Place, name: str) -> 
     place.run(called(ran_kernels, name, training=False), *given)
 
 
-@cpu_only
+@kernels
 def test_either_result_of_the_sum_may_go_unused(place: Place) -> None:
     for used in (0, 1):
         found = []
@@ -279,7 +280,7 @@ def test_either_result_of_the_sum_may_go_unused(place: Place) -> None:
         torch.testing.assert_close(*found)
 
 
-@cpu_only
+@kernels
 @each_function
 @each_mode
 def test_gradients_of_some_inputs_alone(place: Place, name: str, training: bool) -> None:
@@ -296,7 +297,7 @@ def test_gradients_of_some_inputs_alone(place: Place, name: str, training: bool)
         torch.testing.assert_close(*found)
 
 
-@cpu_only
+@kernels
 def test_torch_export(place: Place) -> None:
     class Network(torch.nn.Module):
         def __init__(self) -> None:
