@@ -86,9 +86,9 @@ def batch_norm_statistics(trial: Trial, shape: Features = None) -> None:
         wide = COMPUTED[dtype]
         x = decode(encode(x.astype(wide) + addend.astype(wide), dtype), dtype)
         trial.compare(name, label, "sum", from_memory(got["sum"], sizes), x, dtype, 0)
-    mean, variance = x.mean((0, 2)), x.var((0, 2))
-    # Any element may be what deviations are from.
-    extent = finite(x - np.where(np.isfinite(x), x, 0)[:1, :, :1]).max((0, 2)) * 2
+    first = np.where(np.isfinite(x), x, 0)[:1, :, :1]
+    mean, variance = first[0, :, 0] + (x - first).mean((0, 2)), (x - first).var((0, 2))
+    extent = 2 * finite(x - first).max((0, 2))  # any element may be what deviations are from
     unit = COMPUTING[dtype] * (60 + np.sqrt(n * hw))
     spread = finite(variance)
     error = unit * extent
