@@ -6,7 +6,7 @@ namespace {
 
 struct Nothing {};
 
-template <typename T_>
+template <typename T_, bool kAdd>
 struct BatchNormGradOp {
   using T = T_;
   using A = accumulate_t<T>;
@@ -17,11 +17,11 @@ struct BatchNormGradOp {
     A mean_grad;
     A slope;
   };
-  static constexpr int kInputs = 3;
-  static constexpr int kDeep = 2;
+  static constexpr int kInputs = kAdd ? 3 : 2;
+  static constexpr int kDeep = kAdd ? 1 : 2;  // five numbers of each channel take the registers
   static constexpr bool kSum = false;
 
-  const T* in[kInputs];  // grad, x or null where nothing is read of it, addend or null
+  const T* in[kInputs];  // grad, x or null where nothing is read of it, addend
   T* written;
   Norm<A> norm;
   const A* sum_grad;
@@ -56,9 +56,31 @@ struct BatchNormGradOp {
     const A g = passing(v[0], affine(v[1]), above);
     const A slope =
         normalise_grad(g, v[1], affine.mean, affine.scale, channel.mean_grad, channel.slope);
-    return (sloped ? slope : g * affine.scale) + v[2];
+    const A result = sloped ? slope : g * affine.scale;
+    return kAdd ? result + v[kInputs - 1] : result;
   }
 };
+
+template <typename T, bool kAdd>
+int grad(const FeatureShape& shape, const BatchNormGrad& args, void* stream) {
+  using A = accumulate_t<T>;
+  const bool sloped = args.sum_grad != nullptr;
+  const void* x = sloped || args.relu ? args.x : nullptr;
+  BatchNormGradOp<T, kAdd> op{
+      {static_cast<const T*>(args.grad), static_cast<const T*>(x)},
+      static_cast<T*>(args.grad_x),
+      Norm<A>(args.channels),
+      static_cast<const A*>(args.sum_grad),
+      static_cast<const A*>(args.sum_grad_xhat),
+      static_cast<A>(args.count),
+      passing_above<T>(args.relu),
+      sloped};
+  if constexpr (kAdd) {
+    op.in[2] = static_cast<const T*>(args.addend);
+  }
+  op.norm.packed = op.norm.packed && aligned(args.sum_grad, args.sum_grad_xhat);
+  return map_batch(op, shape, aligned(args.grad, x, args.addend, args.grad_x), stream);
+}
 
 }  // namespace
 
@@ -67,23 +89,7 @@ int batch_norm_grad(
   int error = cudaSuccess;
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using A = accumulate_t<T>;
-    const bool sloped = args.sum_grad != nullptr;
-    const void* x = sloped || args.relu ? args.x : nullptr;
-    BatchNormGradOp<T> op{
-        {static_cast<const T*>(args.grad),
-         static_cast<const T*>(x),
-         static_cast<const T*>(args.addend)},
-        static_cast<T*>(args.grad_x),
-        Norm<A>(args.channels),
-        static_cast<const A*>(args.sum_grad),
-        static_cast<const A*>(args.sum_grad_xhat),
-        static_cast<A>(args.count),
-        passing_above<T>(args.relu),
-        sloped};
-    op.norm.packed = op.norm.packed && aligned(args.sum_grad, args.sum_grad_xhat);
-    const bool packed = aligned(args.grad, x, args.addend, args.grad_x);
-    error = map_batch(op, shape, packed, stream);
+    error = args.addend ? grad<T, true>(shape, args, stream) : grad<T, false>(shape, args, stream);
   });
   return error;
 }
