@@ -34,7 +34,6 @@ struct BatchNormReduceOp {
   static constexpr int kInputs = kOut ? 3 : 2;
   static constexpr bool kWrites = kOut;
   static constexpr int kDeep = 2;
-  static constexpr bool kKnown = true;
   static constexpr int kPlanes = 2;
 
   const T* in[kInputs];  // grad, x, out
@@ -67,25 +66,21 @@ struct BatchNormReduceOp {
     slot.second += g * (v[1] - channel.mean);
     return g;
   }
-  __device__ __forceinline__ Part part(const Slot& slot, int, const Channel&) const {
+  __device__ __forceinline__ Part part(const Slot& slot, int) const {
     return slot;
   }
 
-  __device__ __forceinline__ void
-  keep(const Part& part, const Channel&, A* to, int64_t stride) const {
+  __device__ __forceinline__ void keep(const Part& part, A* to, int64_t stride) const {
     to[0] = part.first;
     to[stride] = part.second;
   }
   __device__ __forceinline__ Whole whole(const A* from, int64_t stride, int64_t) const {
     return {static_cast<double>(from[0]), static_cast<double>(from[stride])};
   }
-  __device__ __forceinline__ void finish(const Whole& whole, int c) const {
-    sum_grad[c] = static_cast<A>(whole.first);
-    sum_grad_xhat[c] = static_cast<A>(whole.second * norm.invstd(c));
-  }
-  __device__ __forceinline__ void finish(const Part& part, const Channel&, int c) const {
-    sum_grad[c] = part.first;
-    sum_grad_xhat[c] = part.second * norm.invstd(c);
+  template <typename B>
+  __device__ __forceinline__ void finish(const Two<B>& all, int c) const {
+    sum_grad[c] = static_cast<A>(all.first);
+    sum_grad_xhat[c] = static_cast<A>(all.second * norm.invstd(c));
   }
 };
 

@@ -5,26 +5,34 @@
 namespace ran::cuda {
 namespace {
 
-// Numbers by their mean and their squared deviations from it.
+// Numbers by how far their mean is from one of them, and their squared deviations from it.
 template <typename A>
 struct Moments {
   A count;
+  A origin;
   A mean;
   A squares;
 
   static __device__ __forceinline__ Moments start(int) {
-    return {A(0), A(0), A(0)};
+    return {A(0), A(0), A(0), A(0)};
   }
-  // Chan, Golub and LeVeque 1979. Written so that equal means stay what they are, to the bit, and
-  // infinite ones infinite.
+  // Chan, Golub and LeVeque 1979. The origin that is nearer to its mean stays: one far out would cost
+  // the others' means their digits. Written so that of equal numbers nothing is lost, and that
+  // infinite means stay.
   __device__ __forceinline__ void merge(const Moments& other) {
-    if (other.count > A(0)) {
+    if (count == A(0)) {
+      *this = other;
+    } else if (other.count > A(0)) {
       const A total = count + other.count;
       const A share = other.count / total;
-      const A apart = other.mean - mean;
+      const A between = mean == other.mean ? A(0) : other.mean - mean;
+      const A apart = (other.origin - origin) + between;
       squares += other.squares + count * share * apart * apart;
-      if (mean != other.mean) {
-        mean = mean * (count / total) + other.mean * share;
+      if (fabs(other.mean) < fabs(mean)) {
+        origin = other.origin;
+        mean = other.mean - apart * (count / total);
+      } else {
+        mean += apart * share;
       }
       count = total;
     }
@@ -32,6 +40,7 @@ struct Moments {
   __device__ __forceinline__ Moments of_lane_xor(int mask) const {
     return {
         __shfl_xor_sync(~0u, count, mask),
+        __shfl_xor_sync(~0u, origin, mask),
         __shfl_xor_sync(~0u, mean, mask),
         __shfl_xor_sync(~0u, squares, mask)};
   }
@@ -44,7 +53,6 @@ struct BatchNormStatisticsOp {
   static constexpr int kInputs = kAdd ? 2 : 1;
   static constexpr bool kWrites = kAdd;
   static constexpr int kDeep = kAdd ? 2 : 4;
-  static constexpr bool kKnown = false;
   static constexpr int kPlanes = 3;
 
   const T* in[kInputs];
@@ -59,10 +67,7 @@ struct BatchNormStatisticsOp {
     A sum;
     A squares;
   };
-  // A block's means are from its first slot's origin.
-  struct Channel {
-    A origin;
-  };
+  struct Channel {};
   // 1 / (k (k - 1)), and 0 for the first.
   struct Step {
     A k;
@@ -82,8 +87,8 @@ struct BatchNormStatisticsOp {
     const A x = element(v);
     slot.origin = x - x == A(0) ? x : A(0);  // unless it is no number
   }
-  __device__ __forceinline__ Channel channel(const Slot& slot) const {
-    return {slot.origin};
+  __device__ __forceinline__ Channel channel(int) const {
+    return {};
   }
   __device__ __forceinline__ Step step(int k) const {
     const A count = static_cast<A>(k);
@@ -100,34 +105,28 @@ struct BatchNormStatisticsOp {
     slot.squares = fma(apart * step.share, apart, slot.squares);
     return x;
   }
-  __device__ __forceinline__ Part part(const Slot& slot, int count, const Channel& channel) const {
-    if (count == 0) {
-      return Part::start(kNone);
-    }
+  __device__ __forceinline__ Part part(const Slot& slot, int count) const {
     const A k = static_cast<A>(count);
-    return {k, slot.sum / k + (slot.origin - channel.origin), slot.squares};
+    return {k, slot.origin, count == 0 ? A(0) : slot.sum / k, slot.squares};
   }
 
   // The mean as two numbers: rounded, it would be off by much of what parts are apart.
-  __device__ __forceinline__ void
-  keep(const Part& part, const Channel& channel, A* to, int64_t stride) const {
-    to[0] = channel.origin;
+  __device__ __forceinline__ void keep(const Part& part, A* to, int64_t stride) const {
+    to[0] = part.origin;
     to[stride] = part.mean;
     to[2 * stride] = part.squares;
   }
   __device__ __forceinline__ Whole whole(const A* from, int64_t stride, int64_t count) const {
     return {
         static_cast<double>(count),
-        static_cast<double>(from[0]) + static_cast<double>(from[stride]),
+        static_cast<double>(from[0]),
+        static_cast<double>(from[stride]),
         static_cast<double>(from[2 * stride])};
   }
-  __device__ __forceinline__ void finish(const Whole& whole, int c) const {
-    mean[c] = static_cast<A>(whole.mean);
-    variance[c] = static_cast<A>(whole.squares / whole.count);
-  }
-  __device__ __forceinline__ void finish(const Part& part, const Channel& channel, int c) const {
-    mean[c] = channel.origin + part.mean;
-    variance[c] = part.squares / part.count;
+  template <typename B>
+  __device__ __forceinline__ void finish(const Moments<B>& all, int c) const {
+    mean[c] = static_cast<A>(all.origin + all.mean);
+    variance[c] = static_cast<A>(all.squares / all.count);
   }
 };
 

@@ -13,17 +13,14 @@
 //   kInputs, in[kInputs]       tensors read
 //   kWrites, written           whether a tensor is written, and that tensor
 //   kDeep                      packs of each input whose loads are in flight together
-//   kKnown, Channel            what slots need of their channel, where that is known before the walk
-//   channel(c)                 loads it; otherwise it is made of the channel's first slot:
-//   channel(slot)
+//   Channel, channel(c)        what slots need of their channel, and loads it
 //   Slot, begin(slot, v)       what a slot adds up, empty, and before its first element
 //   Step, step(k)              what the elements of a thread's k-th pack have in common, k from 1
 //   take(slot, v, channel, step)  adds one element; returns what is written for it
-//   Part, part(slot, count, channel)  of `count` elements, to be merged with others of the channel
-//   kPlanes, keep(part, channel, to, stride)  stores a block's part, as kPlanes numbers
+//   Part, part(slot, count)    a slot of `count` elements, to be merged with others of the channel
+//   kPlanes, keep(part, to, stride)  stores a block's part, as kPlanes numbers
 //   Whole, whole(from, stride, count)  loads it again, to be merged with other blocks'
-//   finish(whole, c)           stores a result
-//   finish(part, channel, c)   the same where one block had the whole channel
+//   finish(whole or part, c)   stores a result, of several blocks or of one
 #pragma once
 
 #include <numeric>
@@ -72,7 +69,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Part = typename Op::Part;
   // What a thread has of the block's channels.
   constexpr int kParts = kWalk == Walk::kMaps ? 1 : kWalk == Walk::kRuns ? 2 : V;
-  constexpr int kColumn = kThreads + 4;  // parts of neighbours: threads read different banks
+  constexpr int kColumn = kThreads + 1;  // odd: parts of a thread are in different banks
+  constexpr bool kChannels = !std::is_empty_v<Channel>;
   constexpr int kHeld = kWalk == Walk::kMaps ? 1 : V;
   extern __shared__ __align__(16) unsigned char shared[];
   Channel* const channels = reinterpret_cast<Channel*>(shared);
@@ -99,15 +97,13 @@ __global__ void __launch_bounds__(kThreads, 2)
                                   : (x * V + i) / g.hw;
   };
 
-  if constexpr (Op::kKnown) {
+  Channel channel[kHeld];
+  if constexpr (kChannels) {
 #pragma unroll 1
     for (int i = threadIdx.x; i < group; i += kThreads) {
       channels[i] = op.channel(first + i);
     }
     __syncthreads();
-  }
-  Channel channel[kHeld];
-  if constexpr (Op::kKnown) {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       channel[i] = channels[min(channel_of(i), group - 1)];
@@ -182,21 +178,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
 
-  if constexpr (!Op::kKnown) {
-    // A channel's first slot, of the topmost row, always has elements.
-    if (mine && y == 0) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const bool leads = kWalk == Walk::kMaps   ? x == 0 && i == 0
-                           : kWalk == Walk::kRuns ? i == turn || (i == 0 && run * g.hw == x * V)
-                                                  : (x * V + i) % g.hw == 0;
-        if (leads) {
-          channels[channel_of(i)] = op.channel(slot[i]);
-        }
-      }
-    }
-    __syncthreads();
-  }
   if (mine) {
     Part part[kParts];
 #pragma unroll
@@ -205,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const Part of_slot = op.part(slot[i], steps, channels[min(channel_of(i), group - 1)]);
+      const Part of_slot = op.part(slot[i], steps);
       if constexpr (kWalk == Walk::kSlots) {
         part[i] = of_slot;
       } else if (i < turn) {
@@ -248,9 +229,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int c = first + result;
       if (partials != nullptr) {
         const int64_t stride = int64_t{g.chunks} * g.c;
-        op.keep(total, channels[result], partials + int64_t{chunk} * g.c + c, stride);
+        op.keep(total, partials + int64_t{chunk} * g.c + c, stride);
       } else {
-        op.finish(total, channels[result], c);
+        op.finish(total, c);
       }
     }
   }
@@ -366,8 +347,10 @@ template <typename Op, int V, Walk kWalk>
 int reduce_batch(const Op& op, const Batch& g, void* workspace, cudaStream_t stream) {
   constexpr int kParts = kWalk == Walk::kMaps ? 1 : kWalk == Walk::kRuns ? 2 : V;
   auto* partials = g.chunks > 1 ? static_cast<typename Op::A*>(workspace) : nullptr;
-  const int64_t channels = ceil_div(int64_t{sizeof(typename Op::Channel)} * g.group, 16) * 16;
-  const int64_t bytes = channels + int64_t{sizeof(typename Op::Part)} * kParts * (kThreads + 4);
+  using Channel = typename Op::Channel;
+  const int64_t channels =
+      std::is_empty_v<Channel> ? 0 : ceil_div(int64_t{sizeof(Channel)} * g.group, 16) * 16;
+  const int64_t bytes = channels + int64_t{sizeof(typename Op::Part)} * kParts * (kThreads + 1);
   reduce_batch_kernel<Op, V, kWalk><<<g.grid(), kThreads, bytes, stream>>>(
       op, g, static_cast<int>(channels), partials);
   const int error = cudaGetLastError();

@@ -15,6 +15,10 @@ from .batch_norm_kernels import (
 from .common import accumulator, contiguous, device_of
 from .tiling import REDUCTION_BYTES, over_batch, pointwise
 
+# The greatest result of the ReLU's argument that is 0 once it is rounded to the dtype, as kVanishes
+# in csrc/common/batch_norm.h.
+VANISHES = {torch.float16: 2.0**-25, torch.bfloat16: 2.0**-134}
+
 
 def batch_norm_statistics(x: Tensor, addend: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Implements ``ran::batch_norm_statistics.triton``."""
@@ -109,6 +113,7 @@ def batch_norm_reduce(
             FINAL=final,
             EPS=eps,
             RELU=relu,
+            VANISHES=VANISHES.get(x.dtype, 0.0),
             **tiling.arguments(),
         )
         if not final:
@@ -148,6 +153,7 @@ def batch_norm_grad(
                 count,
                 EPS=eps,
                 RELU=relu,
+                VANISHES=VANISHES.get(x.dtype, 0.0),
                 **tiling.arguments(),
             )
     return grad_x

@@ -36,9 +36,9 @@ def normalise(x, center, scale, offset):
 
 
 @triton.jit
-def passing(g, result, like):
-    """g where the ReLU's result, in `like`'s type, is not at most 0: a NaN lets it through."""
-    return tl.where(widen(result.to(like.dtype.element_ty)) <= 0.0, 0.0, g)
+def passing(g, result, ABOVE: tl.constexpr):
+    """g where the ReLU's result is not at most ABOVE: a NaN lets it through."""
+    return tl.where(result <= ABOVE, 0.0, g)
 
 
 @triton.jit
@@ -60,10 +60,11 @@ def batch_norm_statistics_kernel(
 ):  # fmt: skip
     _, channel, split = locate(row_blocks, splits, BLOCK_ROWS)
     sample, begin, left = first_tile(split, chunk, all_tiles, tiles, BLOCK_COLUMNS)
-    # Deviations are from one of the channel's elements: a mean far from 0 costs no digits.
-    first = begin + tl.zeros((1,), tl.int64)
-    of_first, exists = tile(sample, channel, first, rows, columns, UNIT, COLUMNS_INSIDE)
-    origin = widen(element(x, addend, of_first, exists))
+    # Deviations are from the mean of the channel's first tile: a mean far from 0 costs no digits.
+    first = begin + tl.arange(0, BLOCK_COLUMNS)
+    at, inside = tile(sample, channel, first, rows, columns, UNIT, COLUMNS_INSIDE)
+    some = tl.minimum(columns - begin, BLOCK_COLUMNS)
+    origin = tl.sum(widen(element(x, addend, at, inside)), axis=1)[:, None] / some
     origin = tl.where(origin - origin == 0.0, origin, 0.0)  # unless it is no number
     # For each place of the tile the sum of those that came, and their squared deviations from
     # their mean (Youngs and Cramer 1971); for each column how many came.
@@ -80,9 +81,10 @@ def batch_norm_statistics_kernel(
         there = column < columns
         came += tl.where(there, 1.0, 0.0)
         total += deviation
-        apart = deviation * came[None, :] - total
+        # In explicit fmas: a sum has the statistics, to the bit, that it would have by itself.
+        apart = tl.fma(deviation, came[None, :], -total)
         share = tl.where(there & (came > 1.0), 1.0 / tl.maximum(came * (came - 1.0), 1.0), 0.0)
-        squares += apart * apart * share[None, :]
+        squares = tl.fma(apart * share[None, :], apart, squares)
         sample, begin = next_tile(sample, begin, columns, BLOCK_COLUMNS)
         left -= 1
     # The places together (Chan et al. 1979).
@@ -144,8 +146,8 @@ def batch_norm_apply_kernel(
 def batch_norm_reduce_kernel(
     grad, x, out, mean, variance, weight, bias, masked, sum_grad, sum_grad_xhat,
     rows, columns, row_blocks, splits, chunk, tiles, all_tiles,
-    FINAL: tl.constexpr, EPS: tl.constexpr, RELU: tl.constexpr, UNIT: tl.constexpr,
-    COLUMNS_INSIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    FINAL: tl.constexpr, EPS: tl.constexpr, RELU: tl.constexpr, VANISHES: tl.constexpr,
+    UNIT: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     _, channel, split = locate(row_blocks, splits, BLOCK_ROWS)
     sample, begin, left = first_tile(split, chunk, all_tiles, tiles, BLOCK_COLUMNS)
@@ -159,10 +161,10 @@ def batch_norm_reduce_kernel(
         g = widen(tl.load(grad + at, mask=inside, other=0.0))
         value = widen(tl.load(x + at, mask=inside, other=0.0))
         if out is not None:
-            g = passing(g, tl.load(out + at, mask=inside, other=0.0), out)
+            g = passing(g, widen(tl.load(out + at, mask=inside, other=0.0)), 0.0)
             tl.store(masked + at, g.to(masked.dtype.element_ty), mask=inside)
         elif RELU:
-            g = passing(g, normalise(value, center, scale, offset), x)
+            g = passing(g, normalise(value, center, scale, offset), VANISHES)
         total += g
         dot += tl.where(inside, g * (value - center), 0.0)
         sample, begin = next_tile(sample, begin, columns, BLOCK_COLUMNS)
@@ -192,8 +194,8 @@ def batch_norm_reduce_finish_kernel(
 def batch_norm_grad_kernel(
     grad, x, addend, mean, variance, weight, bias, sum_grad, sum_grad_xhat, grad_x, elements,
     rows, columns, row_blocks, splits, chunk,
-    EPS: tl.constexpr, RELU: tl.constexpr, UNIT: tl.constexpr, COLUMNS_INSIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    EPS: tl.constexpr, RELU: tl.constexpr, VANISHES: tl.constexpr, UNIT: tl.constexpr,
+    COLUMNS_INSIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     sample, channel, split = locate(row_blocks, splits, BLOCK_ROWS)
     position = split * chunk + tl.arange(0, BLOCK_COLUMNS)
@@ -204,7 +206,7 @@ def batch_norm_grad_kernel(
     if RELU or sum_grad is not None:
         value = widen(tl.load(x + at, mask=inside))
         if RELU:
-            g = passing(g, normalise(value, center, scale, offset), x)
+            g = passing(g, normalise(value, center, scale, offset), VANISHES)
         if sum_grad is not None:
             # grad_x = scale (g - (sum_grad + (x - mean) invstd sum_grad_xhat) / count)
             there = channel < rows

@@ -147,7 +147,10 @@ def batch_norm_reduce(trial: Trial, shape: Features = None) -> None:
         trial.compare(name, label, "masked", from_memory(got["masked"], sizes), g, dtype, 0)
     elif sizes["relu"]:
         g = np.where(norm.result(x)[0] <= VANISHES[dtype], 0, grad)
-    for key, terms in (("sum_grad", g), ("sum_grad_xhat", g * norm.centred(x) * _maps(norm.invstd))):
+    for key, terms in (
+        ("sum_grad", g),
+        ("sum_grad_xhat", g * norm.centred(x) * _maps(norm.invstd)),
+    ):
         total, error = _added_up(terms, dtype)
         trial.compare(name, label, key, got[key], total, _computed(dtype), error)
 
@@ -171,7 +174,9 @@ def batch_norm_grad(trial: Trial, shape: Features = None) -> None:
         inputs[key] = values if sloped else None
     small = "mean variance weight bias sum_grad sum_grad_xhat"
     offsets = _offsets(trial, dtype, sizes, "grad addend grad_x", small)
-    label = described(dtype, sizes, kind=kind, sloped=sloped, add=addend is not None) + f" {offsets}"
+    label = (
+        described(dtype, sizes, kind=kind, sloped=sloped, add=addend is not None) + f" {offsets}"
+    )
     got = trial.call(name, label, dtype, sizes, inputs, offsets=offsets)
     g = grad
     if sizes["relu"]:
