@@ -49,8 +49,6 @@ def _native(op: str, *tensors: Tensor) -> str | None:
         return transformed()
     if device.type != "cuda":
         return f"no native kernels for device type {device.type!r}"
-    if op in library.CPU_ALONE:
-        return f"{op} has no CUDA kernel"
     if not extension.has_cuda():
         return f"the extension was built without CUDA ({extension.build_info()['cuda_reason']})"
     return _too_old(device) or transformed()

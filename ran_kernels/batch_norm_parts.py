@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from .layouts import dense_layout
-from .library import CPU_ALONE, OPERATORS, define
+from .library import OPERATORS, define
 
 # The functions that people call are made of all four, on one backend.
 OPERATORS.append("batch_norm")
-CPU_ALONE.add("batch_norm")
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:

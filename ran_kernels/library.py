@@ -18,8 +18,6 @@ LIBRARY = torch.library.Library("ran", "DEF")
 OPERATORS: list[str] = []
 #: Those that the compiled extension has no kernels for.
 TRITON_ALONE: set[str] = set()
-#: Those that have kernels in the compiled extension for the CPU alone.
-CPU_ALONE: set[str] = set()
 
 
 class Operator:

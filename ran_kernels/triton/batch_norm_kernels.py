@@ -147,7 +147,8 @@ def batch_norm_reduce_kernel(
     grad, x, out, mean, variance, weight, bias, masked, sum_grad, sum_grad_xhat,
     rows, columns, row_blocks, splits, chunk, tiles, all_tiles,
     FINAL: tl.constexpr, EPS: tl.constexpr, RELU: tl.constexpr, VANISHES: tl.constexpr,
-    UNIT: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    UNIT: tl.constexpr, COLUMNS_INSIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     _, channel, split = locate(row_blocks, splits, BLOCK_ROWS)
     sample, begin, left = first_tile(split, chunk, all_tiles, tiles, BLOCK_COLUMNS)

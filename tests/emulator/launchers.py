@@ -5,8 +5,8 @@ To add a kernel to all that the emulator checks:
 1. a line in launchers.cpp: LAUNCHER(name), and WORKSPACE(name) where it takes one;
 2. an entry here, with its sizes and buffers in the order of that line: from then on its launches
    are checked at every shape and beyond 2³¹ elements;
-3. a random case in gates.py, images.py, pools.py, cbam.py, affine.py or norms.py: its inputs, and a formula
-   in float64 for its outputs;
+3. a random case in gates.py, images.py, pools.py, cbam.py, affine.py or norms.py: its inputs, and
+   a formula in float64 for its outputs;
 4. rows in tests/regression/traffic.py (``python -m tests.regression.measure traffic`` renews the
    baseline).
 

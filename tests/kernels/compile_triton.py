@@ -92,12 +92,13 @@ def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     large = large.contiguous(memory_format=torch.channels_last)
     one, many = tiling.over_batch(small), tiling.over_batch(large)
     assert one.splits == 1 < many.splits
+    numbers = {"EPS": 1e-5, "VANISHES": 0.0 if dtype == torch.float32 else 2.0**-134}
     final, shared = (
-        {**tiled.arguments(), "FINAL": tiled is one, "EPS": 1e-5} for tiled in (one, many)
+        {**tiled.arguments(), "FINAL": tiled is one, **numbers} for tiled in (one, many)
     )
     finish = many.finish()[1]
     maps = [
-        tiling.pointwise(x, tiling.REDUCTION_BYTES).arguments() | {"EPS": 1e-5}
+        tiling.pointwise(x, tiling.REDUCTION_BYTES).arguments() | numbers
         for x in (small, large)
     ]
     channels = sums("mean", "variance", "weight", "bias")
