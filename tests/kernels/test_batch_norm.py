@@ -95,7 +95,7 @@ def test_a_mean_ten_thousand_deviations_from_zero(
         _, mean, variance = place.run(torch.ops.ran.batch_norm_statistics, x, None)
         assert relative_error(variance, exact[0]) < 2e-6
         rounding = torch.finfo(x.dtype).eps * exact[1].abs()
-            assert ((mean - exact[1]).abs() <= 1e-6 * exact[0].sqrt() + rounding).all()
+        assert ((mean - exact[1]).abs() <= 1e-6 * exact[0].sqrt() + rounding).all()
         outs, errors = [], []
         for module, t in ((reference, x.double()), (reference, x), (ran_kernels, x)):
             outs.append(place.run(called(module, "batch_norm", training=True), t, None, None))
