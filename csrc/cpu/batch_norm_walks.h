@@ -25,13 +25,23 @@ RAN_SIMD void walk_maps(Op op, int64_t at, int64_t hw, int64_t begin, int64_t en
   }
 }
 
-// (HW, C): rows from `at` on.
+// (HW, C): rows from `at` on, two at a time, for which the constants are loaded once.
 template <typename Op>
 RAN_SIMD void walk_rows(Op op, int64_t at, int64_t channels, int64_t rows) {
-  for (int64_t r = 0; r < rows; ++r) {
+  const auto together = [&](int64_t r, auto count) RAN_INLINE_LAMBDA {
     for_vectors(channels, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-      op(at + r * channels + i, op.columns(i, lanes), lanes);
+      const auto constants = op.columns(i, lanes);
+      for (int k = 0; k < count.value; ++k) {
+        op(at + (r + k) * channels + i, constants, lanes);
+      }
     });
+  };
+  int64_t r = 0;
+  for (; r + 2 <= rows; r += 2) {
+    together(r, std::integral_constant<int, 2>{});
+  }
+  if (r < rows) {
+    together(r, std::integral_constant<int, 1>{});
   }
 }
 
@@ -51,7 +61,7 @@ void walk(const FeatureShape& shape, const Op& op) {
 
 // ---- two sums over N, H, W of each channel ----------------------------------------------------
 
-// Here op(at, constants, lanes) is what is added up.
+// Here op(at, constants, lanes) is what is added up, and op.prefetch(at) asks for what it will read.
 template <typename V>
 struct Two {
   V first;
@@ -151,7 +161,9 @@ RAN_SIMD void sum_rows(
       const auto constants = op.columns(begin + i, lanes);
       Two<V> sum{};
       for (int k = 0; k < count.value; ++k) {
-        const Two<V> two = op((row + r + k) * channels + begin + i, constants, lanes);
+        const int64_t at = (row + r + k) * channels + begin + i;
+        op.prefetch(at + count.value * channels);
+        const Two<V> two = op(at, constants, lanes);
         sum.first += two.first;
         sum.second += two.second;
       }

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 import ran_kernels
+from ran_kernels import reference
 
 from .cbam_cases import NATIVE_LAYOUTS
 from .harness import relative_error
+from .norm_cases import IMAGES, affine, called, images
 from .operators import OPERATORS
 
 # As in csrc/cpu/stream.h: a call streams where it moves more bytes, and rows are multiples of 16.
@@ -56,3 +58,32 @@ def test_large_batches_are_what_small_ones_are(
     for large, those in zip(found, zip(*small, strict=True), strict=True):
         assert not large.isnan().any()
         assert relative_error(large, torch.cat(those)) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [(dtype, shape) for dtype, shapes in SHAPES.items() for shape in shapes]
+)
+@pytest.mark.parametrize("name", sorted(IMAGES))
+def test_large_batches_are_normalised_as_in_pytorch(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...], layout: str
+) -> None:
+    """A batch's parts have statistics of their own, so it is held to the reference."""
+    given = images(name, shape, dtype, layout=layout)
+    given = [*given, *affine(given[0])]
+    with ran_kernels.backend("native"):
+        found = forward_and_backward(_last(called(ran_kernels, name, training=True)), given)
+    want = forward_and_backward(_last(called(reference, name, training=True)), given)
+    for ours, plain in zip(found, want, strict=True):
+        assert not ours.isnan().any()
+        assert relative_error(ours, plain) < 10 * torch.finfo(dtype).eps
+
+
+def _last(op: Callable[..., Any]) -> Callable[..., Tensor]:
+    """op's last result, with the other added where it has two."""
+
+    def call(*tensors: Tensor) -> Tensor:
+        result = op(*tensors)
+        return result if isinstance(result, Tensor) else result[0] + result[1]
+
+    return call
