@@ -148,7 +148,7 @@ def batch_norm(
     mean, var, weight, bias = (None if t is None else t.to(wide) for t in (*running, weight, bias))
     out = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
     for kept, updated in zip(running, (mean, var), strict=True):
-        if training and kept is not None and updated is not kept:
+        if training and kept is not None and updated is not None and updated is not kept:
             kept.copy_(updated)
     return _laid_out(out, x)
 
