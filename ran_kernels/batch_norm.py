@@ -273,12 +273,13 @@ class _BatchNorm(torch.autograd.Function):
     ) -> Any:
         channels, backend, options = Channels(*arguments[:4]), arguments[4], Options(*arguments[5:])
         parts = _Parts(backend)
-        count: int | Tensor = x.shape[0] * x.shape[2] * x.shape[3]
+        values = x.shape[0] * x.shape[2] * x.shape[3]
+        count: int | Tensor = values
         if options.training:
             total, mean, variance = parts.statistics(x, addend)
             if options.process_group is not None:
                 mean, variance, count = batch_norm_sync.merge_statistics(
-                    mean, variance, count, options.process_group
+                    mean, variance, values, options.process_group
                 )
             _update(channels, mean, variance, count, options.momentum)
         else:

@@ -6,7 +6,7 @@ float32, or float64 where x is of that dtype:
 
 1. ``batch_norm_statistics``: mean and biased variance of each channel over N, H, W, of x or of the
    sum x + addend as it is rounded to its dtype, which is the first result. Without `addend` that is
-   an empty tensor.
+   an empty tensor. Both are 0 of no values.
 2. ``batch_norm_apply``: relu(xhat weight + bias + shortcut).
 3. ``batch_norm_reduce``: sum_grad = Σ g and sum_grad_xhat = Σ g xhat, the gradients of bias and
    weight, where g is grad, and with `relu` what the ReLU lets through. Its result is `out`, or

@@ -19,8 +19,7 @@ def merge_statistics(
     """Mean, biased variance, and the number of values, of all processes' batches together.
 
     Args:
-        mean, variance: (C,), of this process's `count` values, whatever they are where there are
-            none.
+        mean, variance: (C,), of this process's `count` values; 0 where there are none.
 
     Returns:
         (C,) and (C,) in the dtype of `mean`, and the count as a float64 scalar.

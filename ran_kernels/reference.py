@@ -148,7 +148,7 @@ def batch_norm(
     mean, var, weight, bias = (None if t is None else t.to(wide) for t in (*running, weight, bias))
     out = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
     for kept, updated in zip(running, (mean, var), strict=True):
-        if training and kept is not None and updated is not kept:
+        if training and kept is not None and updated is not None and updated is not kept:
             kept.copy_(updated)
     return _laid_out(out, x)
 
@@ -174,13 +174,16 @@ def batch_norm_add_relu(
 
 
 def batch_norm_statistics(x: Tensor, addend: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``x + addend``, and mean and biased variance over N, H, W: a pass of batch normalisation.
+    """``x + addend``, and mean and biased variance over N, H, W, 0 of none: a pass of the norm.
 
     This and the three that follow are what the operators of their names compute, which
     ran_kernels/batch_norm_parts.py describes.
     """
     total = x if addend is None else _laid_out(x + addend, x)
-    variance, mean = torch.var_mean(_wide(total), (0, 2, 3), correction=0)
+    if total.numel() == 0:
+        variance = mean = _wide(total).new_zeros(x.shape[1])
+    else:
+        variance, mean = torch.var_mean(_wide(total), (0, 2, 3), correction=0)
     return x.new_empty(0) if addend is None else total, mean, variance
 
 

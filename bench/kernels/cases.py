@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ran_kernels
@@ -14,6 +15,7 @@ from ran_kernels.nn import CBAM
 # Attention-92's three stages and the four of CBAM-ResNet-50, at 224×224.
 ATTENTION_STAGES = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
 CBAM_STAGES = (*ATTENTION_STAGES, (2048, 7, 7))
+NORM_STAGES = ((64, 112, 112), *CBAM_STAGES)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,35 @@ def _spatial_logits(big: Tensor) -> Tensor:
 def _affine(big: Tensor) -> list[Tensor]:
     """A scale and a shift per channel, in big's dtype: ours widens them, the reference does not."""
     return [_small(big, big.shape[1]) for _ in range(2)]
+
+
+def _norm(name: str, images: int, forward: float, backward: float) -> Case:
+    """A batch normalisation in training; plain PyTorch's ReLU works in place, as networks' does."""
+
+    def ours(*tensors: Tensor) -> Any:
+        return getattr(ran_kernels, name)(
+            *tensors[:images], None, None, *tensors[images:], training=True
+        )
+
+    def plain(*tensors: Tensor) -> Any:
+        x, *others = tensors[:images]
+        weight, bias = tensors[images:]
+        if name == "add_batch_norm_relu":
+            x = x + others[0]
+        out = F.batch_norm(x, None, None, weight, bias, training=True)
+        if name == "batch_norm_add_relu":
+            out = out + others[0]
+        out = out if name == "batch_norm" else F.relu(out, inplace=True)
+        return (x, out) if name == "add_batch_norm_relu" else out
+
+    return Case(
+        ours,
+        plain,
+        lambda big: [big, torch.randn_like(big)][:images] + _affine(big),
+        NORM_STAGES,
+        forward=forward,
+        backward=backward,
+    )
 
 
 def _matrix(big: Tensor) -> Tensor:
@@ -128,6 +159,10 @@ CASES: dict[str, Case] = {
         forward=5,
         backward=9,
     ),
+    "batch_norm_relu": _norm("batch_norm_relu", 1, forward=3, backward=5),
+    "add_batch_norm_relu": _norm("add_batch_norm_relu", 2, forward=5, backward=6),
+    "batch_norm_add_relu": _norm("batch_norm_add_relu", 2, forward=4, backward=7),
+    "batch_norm": _norm("batch_norm", 1, forward=3, backward=5),
     "attention_gate[channel]": Case(
         lambda a, b: ran_kernels.attention_gate(a, b, activation="channel"),
         lambda a, b: reference.attention_gate(a, b, activation="channel"),

@@ -9,6 +9,13 @@ template <bool kOut, typename T>
 struct Reduce : AffineOf<accumulate_t<T>> {
   using V = vec_t<T>;
 
+  RAN_INLINE void prefetch(int64_t at) const {
+    __builtin_prefetch(x + at);
+    __builtin_prefetch(grad + at);
+    if constexpr (kOut) {
+      __builtin_prefetch(out + at);
+    }
+  }
   template <typename Lanes>
   RAN_INLINE Two<V> operator()(int64_t at, const Affine<V>& of, Lanes lanes) const {
     const V v = load(x + at, lanes);

@@ -17,16 +17,6 @@ constexpr int64_t kElements = 8;
 // The squared deviations from the number, over those from the mean, up to which it is near.
 constexpr double kNear = 16;
 
-// A sum as it is stored.
-template <typename T>
-RAN_INLINE vec_t<T> rounded(vec_t<T> value) {
-  if constexpr (sizeof(T) == 2) {
-    return widen(narrow(value, T{}), T{});
-  } else {
-    return value;
-  }
-}
-
 template <bool kAdd, typename T>
 struct Deviations {
   using V = vec_t<T>;
@@ -38,16 +28,23 @@ struct Deviations {
   RAN_INLINE V columns(int64_t c, Lanes lanes) const {
     return load(near + c, lanes);
   }
+  RAN_INLINE void prefetch(int64_t at) const {
+    __builtin_prefetch(x + at);
+    if constexpr (kAdd) {
+      __builtin_prefetch(addend + at);
+    }
+  }
+  // Before it is rounded.
   template <typename Lanes>
   RAN_INLINE V element(int64_t at, Lanes lanes) const {
     const V v = load(x + at, lanes);
-    return kAdd ? rounded<T>(v + load(addend + at, lanes)) : v;
+    return kAdd ? v + load(addend + at, lanes) : v;
   }
   template <typename Lanes>
   RAN_INLINE Two<V> operator()(int64_t at, V from, Lanes lanes) const {
-    const V v = element(at, lanes);
+    V v = element(at, lanes);
     if constexpr (kAdd) {
-      put(sum + at, v, lanes, streamed);
+      v = put_rounded(sum + at, v, lanes, streamed);
     }
     const V deviation = v - from;
     return {deviation, deviation * deviation};

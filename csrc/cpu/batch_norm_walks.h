@@ -2,7 +2,8 @@
 //
 // What is done at a position is an `op`: op.channel(c) are a channel's constants in all lanes,
 // op.columns(c, lanes) those of the channels from c on, one a lane, and op(at, constants, lanes) deals
-// with the vector of elements from `at` on.
+// with the vector of elements from `at` on. The loops have a copy of it: what they store may
+// overwrite anything that has an address, for all that a compiler knows, and then is read again.
 #pragma once
 
 #include <vector>
@@ -15,7 +16,7 @@ namespace ran::cpu {
 
 // (C, HW): the maps of channels [begin, end) of the sample that starts at `at`.
 template <typename Op>
-RAN_SIMD void walk_maps(const Op& op, int64_t at, int64_t hw, int64_t begin, int64_t end) {
+RAN_SIMD void walk_maps(Op op, int64_t at, int64_t hw, int64_t begin, int64_t end) {
   for (int64_t c = begin; c < end; ++c) {
     const auto constants = op.channel(c);
     for_vectors(hw, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
@@ -24,13 +25,23 @@ RAN_SIMD void walk_maps(const Op& op, int64_t at, int64_t hw, int64_t begin, int
   }
 }
 
-// (HW, C): rows from `at` on.
+// (HW, C): rows from `at` on, two at a time, for which the constants are loaded once.
 template <typename Op>
-RAN_SIMD void walk_rows(const Op& op, int64_t at, int64_t channels, int64_t rows) {
-  for (int64_t r = 0; r < rows; ++r) {
+RAN_SIMD void walk_rows(Op op, int64_t at, int64_t channels, int64_t rows) {
+  const auto together = [&](int64_t r, auto count) RAN_INLINE_LAMBDA {
     for_vectors(channels, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
-      op(at + r * channels + i, op.columns(i, lanes), lanes);
+      const auto constants = op.columns(i, lanes);
+      for (int k = 0; k < count.value; ++k) {
+        op(at + (r + k) * channels + i, constants, lanes);
+      }
     });
+  };
+  int64_t r = 0;
+  for (; r + 2 <= rows; r += 2) {
+    together(r, std::integral_constant<int, 2>{});
+  }
+  if (r < rows) {
+    together(r, std::integral_constant<int, 1>{});
   }
 }
 
@@ -50,7 +61,7 @@ void walk(const FeatureShape& shape, const Op& op) {
 
 // ---- two sums over N, H, W of each channel ----------------------------------------------------
 
-// Here op(at, constants, lanes) is what is added up.
+// Here op(at, constants, lanes) is what is added up, and op.prefetch(at) asks for what it will read.
 template <typename V>
 struct Two {
   V first;
@@ -90,7 +101,7 @@ struct Parts {
 // to the channels' sums.
 template <typename V, typename Op>
 RAN_SIMD void sum_maps(
-    const Op& op,
+    Op op,
     const FeatureShape& shape,
     int64_t first,
     int64_t last,
@@ -135,7 +146,7 @@ RAN_SIMD void sum_maps(
 // through the cache, in `scratch`, so several rows are taken at a time.
 template <typename V, typename Op, typename A>
 RAN_SIMD void sum_rows(
-    const Op& op,
+    Op op,
     int64_t channels,
     int64_t row,
     int64_t rows,
@@ -150,7 +161,9 @@ RAN_SIMD void sum_rows(
       const auto constants = op.columns(begin + i, lanes);
       Two<V> sum{};
       for (int k = 0; k < count.value; ++k) {
-        const Two<V> two = op((row + r + k) * channels + begin + i, constants, lanes);
+        const int64_t at = (row + r + k) * channels + begin + i;
+        op.prefetch(at + count.value * channels);
+        const Two<V> two = op(at, constants, lanes);
         sum.first += two.first;
         sum.second += two.second;
       }

@@ -23,15 +23,26 @@ bool streams(const T* out, int64_t row, int64_t moved) {
       reinterpret_cast<uintptr_t>(out) % kStreamAlignment == 0;
 }
 
-// Stores a vector past the caches. `to` is aligned. Before other threads read it: fence().
+// Stores 16-bit elements past the caches. `to` is aligned. Before other threads read it: fence().
+template <typename T>
+RAN_INLINE void stream_words(T* to, VecU16 words) {
+  static_assert(sizeof(T) == 2);
+#if defined(__SSE2__) && !defined(__clang__)
+  using Words = long long __attribute__((vector_size(16)));
+  __builtin_ia32_movntdq(reinterpret_cast<Words*>(to), bits<Words>(words));
+#else
+  std::memcpy(to, &words, sizeof(words));
+#endif
+}
+
+// Stores a vector past the caches, likewise.
 template <typename T>
 RAN_INLINE void stream(T* to, vec_t<T> value) {
 #if defined(__SSE2__) && !defined(__clang__)
   // SSE's instructions, because they exist in every copy of a kernel: the processor puts a line
   // together from four of them before it leaves.
   if constexpr (sizeof(T) == 2) {
-    using Words = long long __attribute__((vector_size(16)));
-    __builtin_ia32_movntdq(reinterpret_cast<Words*>(to), bits<Words>(narrow(value, T{})));
+    stream_words(to, narrow(value, T{}));
   } else if constexpr (sizeof(T) == 4) {
     __builtin_ia32_movntps(to, __builtin_shufflevector(value, value, 0, 1, 2, 3));
     __builtin_ia32_movntps(to + 4, __builtin_shufflevector(value, value, 4, 5, 6, 7));
@@ -62,6 +73,26 @@ RAN_INLINE void put(T* to, vec_t<T> value, Lanes lanes, bool streamed) {
     }
   }
   store(to, value, lanes);
+}
+
+// put() of a value, and the value as it is stored.
+template <typename T, typename Lanes>
+RAN_INLINE vec_t<T> put_rounded(T* to, vec_t<T> value, Lanes lanes, bool streamed) {
+  if constexpr (sizeof(T) == 2) {
+    const VecU16 words = narrow(value, T{});  // once: it is the most of the work
+    const vec_t<T> rounded = widen(words, T{});
+    if constexpr (std::is_same_v<Lanes, Short>) {
+      std::memcpy(to, &words, lanes.count * sizeof(T));
+    } else if (streamed) {
+      stream_words(to, words);
+    } else {
+      std::memcpy(to, &words, sizeof(words));
+    }
+    return rounded;
+  } else {
+    put(to, value, lanes, streamed);
+    return value;
+  }
 }
 
 // Stores up to `count` lanes, past the caches where `streamed`.

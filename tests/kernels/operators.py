@@ -94,8 +94,8 @@ def _affine(x: Tensor) -> list[Tensor]:
 class _Centred(torch.autograd.Function):
     """``(x - mean) * scale + bias`` of F.batch_norm's x, and F.batch_norm's gradients.
 
-    PyTorch's kernels for CUDA compute this; those for the CPU ``x * scale + (bias - mean * scale)``,
-    which is infinity minus infinity where the weight is infinite.
+    PyTorch's kernels for CUDA compute this, those for the CPU
+    ``x * scale + (bias - mean * scale)``: infinity minus infinity where the weight is infinite.
     """
 
     @staticmethod

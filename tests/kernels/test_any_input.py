@@ -15,7 +15,16 @@ import ran_kernels
 from ran_kernels import reference
 
 from .cbam_cases import channel_logits, features, spatial_logits
-from .harness import DTYPES, EMULATED, LAYOUTS, Place, check_against_reference, check_outputs
+from .harness import (
+    DTYPES,
+    EMULATED,
+    LAYOUTS,
+    Place,
+    check_against_reference,
+    check_outputs,
+    cpu_only,
+)
+from .norm_cases import IMAGES, affine, called
 
 NATIVE = [
     pytest.param(Place("native", "cpu"), id="native-cpu"),
@@ -173,3 +182,37 @@ def test_add_affine_relu(
         place, ran_kernels.add_affine_relu, reference.add_affine_relu, (a, b, scale, shift)
     )
     check_outputs(place, ran_kernels.affine_relu, reference.affine_relu, (a, scale, shift))
+
+
+@cpu_only
+@any_input
+@given(
+    name=st.sampled_from(sorted(IMAGES)),
+    shape=shapes,
+    of_first=layouts,
+    of_second=layouts,
+    dtype=dtypes,
+    with_affine=st.tuples(st.booleans(), st.booleans()),
+    training=st.booleans(),
+)
+def test_batch_norm(
+    place: Place,
+    name: str,
+    shape: tuple[int, ...],
+    of_first: str,
+    of_second: str,
+    dtype: torch.dtype,
+    with_affine: tuple[bool, bool],
+    training: bool,
+) -> None:
+    if shape[0] * shape[2] * shape[3] < 8:
+        training = False  # the deviation of a few values cancels: no dtype is exact there
+    how = [of_first, of_second][: IMAGES[name]]
+    images = [features(shape, dtype, place.device, way, seed=i) for i, way in enumerate(how)]
+    small = [t if given else None for t, given in zip(affine(images[0]), with_affine, strict=True)]
+    check_against_reference(
+        place,
+        called(ran_kernels, name, training=training),
+        called(reference, name, training=training),
+        [*images, *small],
+    )

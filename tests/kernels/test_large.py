@@ -70,6 +70,26 @@ def test_gradients_of_upsample_come_from_past_two_to_the_31(layout: str) -> None
     assert grad_x[0, 1, 1, 1] == 5
 
 
+@needs_private_pages
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sums_of_batch_norm_come_from_past_two_to_the_31(layout: str) -> None:
+    x = unwritten_zeros(SHAPES["wide"], layout)
+    x[0, -1, -1, -1] = 2
+    _, channels, h, w = x.shape
+    with ran_kernels.backend("native"):
+        _, mean, variance = torch.ops.ran.batch_norm_statistics(x, None)
+        zeros = torch.zeros_like(mean)
+        sums = torch.ops.ran.batch_norm_reduce(x, x, None, zeros, zeros, None, None, 1.0, False)
+    for found, last in (
+        (mean, 2 / (h * w)),
+        (variance, 4 / (h * w)),
+        (sums[1], 2.0),
+        (sums[2], 4.0),
+    ):
+        assert found.count_nonzero() == 1
+        torch.testing.assert_close(found[channels - 1].item(), last, rtol=1e-5, atol=0)
+
+
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -37,6 +37,17 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "add_affine_relu": lambda x, y: ran_kernels.add_affine_relu(x, y, y[0, :, 0, 0], y[0, :, 1, 0]),
     "affine_relu": lambda x, y: ran_kernels.affine_relu(x, y[0, :, 0, 0], y[0, :, 1, 0]),
 }
+NORMS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "batch_norm": lambda x, y: ran_kernels.batch_norm(x, None, None, training=True),
+    "batch_norm_relu": lambda x, y: ran_kernels.batch_norm_relu(x, *(y[0, :, :2, 0].abs().t())),
+    "add_batch_norm_relu": lambda x, y: ran_kernels.add_batch_norm_relu(
+        x, y, None, None, training=True
+    ),
+    "batch_norm_add_relu": lambda x, y: ran_kernels.batch_norm_add_relu(
+        x, y, None, None, training=True
+    ),
+}
+OPERATORS |= NORMS
 DTYPES = [
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.float32),
@@ -64,6 +75,8 @@ def strides(t: Tensor) -> tuple[int, ...]:
 def test_strides(place: Place, name: str) -> None:
     if name == "conv_gate" and place.backend == "native":
         pytest.skip("conv_gate has no native kernel")
+    if name in NORMS and str(place) not in ("reference-cpu", "native-cpu"):
+        pytest.skip("batch_norm has no kernel there")
     generator = torch.Generator().manual_seed(0)
     # Triton's interpreter is slow: every way of x, but of the other one those that differ most.
     others = ("contiguous", "channels_last", "one_channels_last_sample")

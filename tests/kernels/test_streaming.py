@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ran_kernels
 
-from .cbam_cases import NATIVE_LAYOUTS
+from .cbam_cases import NATIVE_LAYOUTS, features
 from .harness import relative_error
 from .operators import OPERATORS
 
@@ -56,3 +56,35 @@ def test_large_batches_are_what_small_ones_are(
     for large, those in zip(found, zip(*small, strict=True), strict=True):
         assert not large.isnan().any()
         assert relative_error(large, torch.cat(those)) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [(dtype, shape) for dtype, shapes in SHAPES.items() for shape in shapes]
+)
+def test_passes_of_batch_norm_on_large_batches(
+    dtype: torch.dtype, shape: tuple[int, ...], layout: str
+) -> None:
+    """Every pass that stores an image, which with given statistics is that of its parts."""
+    ran = torch.ops.ran
+    given = [features(shape, dtype, layout=layout, seed=seed) for seed in range(3)]
+    mean, weight, bias, sums, dots = (
+        features((1, shape[1], 1, 1), seed=n).flatten() for n in range(3, 8)
+    )
+    channels = (mean, mean.square() + 0.5, weight, bias)
+
+    def passes(x: Tensor, y: Tensor, out: Tensor) -> list[Tensor]:
+        sized = (*channels, sums, dots, 100, 1e-5, True)
+        return [
+            ran.batch_norm_statistics(x, y)[0],
+            ran.batch_norm_apply(x, None, *channels, 1e-5, True),
+            ran.batch_norm_apply(x, y, *channels, 1e-5, True),
+            ran.batch_norm_reduce(y, x, out, *channels, 1e-5, True)[0],
+            ran.batch_norm_grad(y, x, None, *sized),
+            ran.batch_norm_grad(y, x, out, *sized),
+        ]
+
+    assert 2 * math.prod(shape) * dtype.itemsize > CACHE_BYTES
+    parts = [passes(*part) for part in zip(*(t.split(7) for t in given), strict=True)]
+    for large, those in zip(passes(*given), zip(*parts, strict=True), strict=True):
+        assert torch.equal(large, torch.cat(those))

@@ -8,6 +8,7 @@
 
 #include "../../csrc/add_affine_relu.h"
 #include "../../csrc/attention_gate.h"
+#include "../../csrc/batch_norm.h"
 #include "../../csrc/cbam.h"
 #include "../../csrc/upsample.h"
 
@@ -37,7 +38,8 @@ std::vector<float> numbers(int64_t n, int64_t seed) {
 
 std::vector<float> a = numbers(kSize, 1), b = numbers(kSize, 2), c = numbers(kSize, 3);
 std::vector<float> out1(kSize), out2(kSize), channel = numbers(kN * kC, 4),
-    channel2 = numbers(kN * kC, 5), maps = numbers(kN * 2 * kHW, 6), maps2(kN * 2 * kHW);
+    channel2 = numbers(kN * kC, 5), variance(kC, 0.5f), sums(2 * kC),
+    maps = numbers(kN * 2 * kHW, 6), maps2(kN * 2 * kHW);
 std::vector<int32_t> channel_index(kN * kC, 5), spatial_index(kN * kHW, 7);
 
 ran::GateShape gate_shape(ran::Activation activation, bool channels_last) {
@@ -127,6 +129,47 @@ void add_cases(std::map<std::string, Case>& cases, bool last) {
          channel2.data(),
          channel_index.data(),
          out1.data()});
+  };
+  const BatchNormChannels norm{
+      channel.data(), variance.data(), channel2.data(), channel.data(), 1e-5};
+  float* other = sums.data() + kC;
+  cases["batch_norm_statistics" + layout] = [=] {
+    cpu::batch_norm_statistics(
+        kFloat, features, {a.data(), nullptr, nullptr, sums.data(), other});
+  };
+  cases["batch_norm_statistics_of_sum" + layout] = [=] {
+    cpu::batch_norm_statistics(
+        kFloat, features, {a.data(), b.data(), out1.data(), sums.data(), other});
+  };
+  cases["batch_norm_apply" + layout] = [=] {
+    cpu::batch_norm_apply(kFloat, features, {a.data(), nullptr, norm, out1.data(), true});
+  };
+  cases["batch_norm_apply_shortcut" + layout] = [=] {
+    cpu::batch_norm_apply(kFloat, features, {a.data(), b.data(), norm, out1.data(), true});
+  };
+  cases["batch_norm_reduce" + layout] = [=] {
+    cpu::batch_norm_reduce(
+        kFloat,
+        features,
+        {a.data(), b.data(), nullptr, norm, nullptr, sums.data(), other, true});
+  };
+  cases["batch_norm_reduce_masked" + layout] = [=] {
+    cpu::batch_norm_reduce(
+        kFloat,
+        features,
+        {a.data(), b.data(), c.data(), norm, out1.data(), sums.data(), other, true});
+  };
+  cases["batch_norm_grad" + layout] = [=] {
+    cpu::batch_norm_grad(
+        kFloat,
+        features,
+        {a.data(), b.data(), nullptr, norm, channel.data(), channel2.data(), kHW, out1.data(), true});
+  };
+  cases["batch_norm_grad_added" + layout] = [=] {
+    cpu::batch_norm_grad(
+        kFloat,
+        features,
+        {a.data(), b.data(), c.data(), norm, channel.data(), channel2.data(), kHW, out1.data(), true});
   };
 }
 

@@ -1,0 +1,106 @@
+"""Batch normalisation across processes: two with gloo against one with both shares."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+import ran_kernels
+from ran_kernels.nn import norm_relu
+
+from .cbam_cases import features
+from .norm_cases import IMAGES, affine, images, running
+from .operators import listed
+
+SHAPE = (5, 6, 7, 9)
+#: How many samples the first process has; the second has the others.
+SHARES = (3, 0, 4)
+
+
+def _share(t: Tensor, rank: int, first: int) -> Tensor:
+    return (t[:first] if rank == 0 else t[first:]).detach().clone()
+
+
+def _one(name: str, given: list[Tensor], group: Any) -> list[Tensor]:
+    """Outputs, running statistics, and gradients."""
+    small = [t.requires_grad_() for t in affine(given[0])]
+    statistics = running(given[0])
+    leaves = [t.requires_grad_() for t in given]
+    call = getattr(ran_kernels, name)
+    outs = listed(call(*leaves, *statistics, *small, training=True, process_group=group))
+    grads = torch.autograd.grad([t.sin().sum() for t in outs], [*leaves, *small])
+    return [*(t.detach() for t in outs), *grads[: len(given)], *statistics, *grads[len(given) :]]
+
+
+def _module(given: Tensor, kind: type[nn.Module]) -> list[Tensor]:
+    norm = kind(SHAPE[1])
+    leaf = given.detach().requires_grad_()
+    out = norm_relu(norm, leaf)
+    (grad,) = torch.autograd.grad(out.sin().sum(), leaf)
+    return [out.detach(), grad, *norm.state_dict().values()]
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = distributed.FileStore(f"{folder}/store", 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    found: dict[Any, list[Tensor]] = {}
+    for backend in ("native", "reference"):
+        with ran_kernels.backend(backend):
+            for name in IMAGES:
+                for first in SHARES:
+                    given = [_share(t, rank, first) for t in images(name, SHAPE)]
+                    found[backend, name, first] = _one(name, given, distributed.group.WORLD)
+    with ran_kernels.backend("native"):
+        found["module"] = _module(_share(features(SHAPE), rank, 2), nn.SyncBatchNorm)
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
+    multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for key, first in both[0].items():
+        second = both[1][key]
+        if key == "module":
+            whole = _module(features(SHAPE), nn.BatchNorm2d)
+            images_of = 2
+        else:
+            backend, name, _ = key
+            with ran_kernels.backend(backend):
+                whole = _one(name, copy.deepcopy(images(name, SHAPE)), None)
+            images_of = len(whole) - 4
+        for i, (a, b, together) in enumerate(zip(first, second, whole, strict=True)):
+            if i < images_of:  # outputs and gradients of the images: each has its share
+                merged = torch.cat([a, b])
+            elif key != "module" and i >= len(whole) - 2:  # of the parameters: each has its terms
+                merged = a + b
+            else:  # the statistics are everybody's
+                assert torch.equal(a, b)
+                merged = a
+            torch.testing.assert_close(merged, together, rtol=1e-5, atol=2e-5, msg=str((key, i)))
+
+
+def test_one_process_is_the_plain_operator(tmp_path: Path) -> None:
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        given = images("batch_norm_relu", SHAPE)
+        alone = _one("batch_norm_relu", given, None)
+        shared = _one("batch_norm_relu", given, distributed.group.WORLD)
+    finally:
+        distributed.destroy_process_group()
+    assert all(map(torch.equal, alone, shared))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_synchronised_layer_runs_without_processes(training: bool) -> None:
+    found = []
+    for kind in (nn.SyncBatchNorm, nn.BatchNorm2d):
+        norm = kind(SHAPE[1]).train(training)
+        with ran_kernels.backend("native"):
+            found.append([norm_relu(norm, features(SHAPE)), *norm.state_dict().values()])
+    assert all(map(torch.equal, *found))
