@@ -223,8 +223,13 @@ LAUNCHERS = {
     "batch_norm_reduce": Launcher(
         "features",
         {
-            **{"grad": MAP, "x": MAP, "out": MAP, **NORM},
-            **{"masked": OUT_MAP, "sum_grad": OUT_AFFINE, "sum_grad_xhat": OUT_AFFINE},
+            "grad": MAP,
+            "x": MAP,
+            "out": MAP,
+            **NORM,
+            "masked": OUT_MAP,
+            "sum_grad": OUT_AFFINE,
+            "sum_grad_xhat": OUT_AFFINE,
         },
         flags=("relu",),
         workspace=True,
@@ -233,8 +238,13 @@ LAUNCHERS = {
     "batch_norm_grad": Launcher(
         "features",
         {
-            **{"grad": MAP, "x": MAP, "addend": MAP, **NORM},
-            **{"sum_grad": AFFINE, "sum_grad_xhat": AFFINE, "grad_x": OUT_MAP},
+            "grad": MAP,
+            "x": MAP,
+            "addend": MAP,
+            **NORM,
+            "sum_grad": AFFINE,
+            "sum_grad_xhat": AFFINE,
+            "grad_x": OUT_MAP,
         },
         flags=("relu",),
         optional=(("addend",), ("weight",), ("bias",), ("sum_grad", "sum_grad_xhat")),

@@ -2,8 +2,18 @@
 
 import numpy as np
 
-from .formats import BFLOAT16, BYTES, COMPUTED, COMPUTING, FLOAT16, FLOAT32, FLOAT64, Array
-from .formats import decode, encode
+from .formats import (
+    BFLOAT16,
+    BYTES,
+    COMPUTED,
+    COMPUTING,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    Array,
+    decode,
+    encode,
+)
 from .pools import Features, features, from_memory, in_memory, misaligned
 from .trial import Trial, case, described, finite
 

@@ -98,8 +98,7 @@ def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     )
     finish = many.finish()[1]
     maps = [
-        tiling.pointwise(x, tiling.REDUCTION_BYTES).arguments() | numbers
-        for x in (small, large)
+        tiling.pointwise(x, tiling.REDUCTION_BYTES).arguments() | numbers for x in (small, large)
     ]
     channels = sums("mean", "variance", "weight", "bias")
     plain = channels | {"weight": None, "bias": None}

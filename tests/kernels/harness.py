@@ -71,10 +71,6 @@ kernels = pytest.mark.parametrize("place", _places()[1:])
 triton_only = pytest.mark.parametrize(
     "place", [place for place in _places() if place.values[0].backend == "triton"]
 )
-#: The compiled kernels of the CPU alone, for an operator that has no others.
-cpu_only = pytest.mark.parametrize(
-    "place", [place for place in _places() if place.id == "native-cpu"]
-)
 
 
 def _sliced(t: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ class Case:
         arguments: those tensors, from the one that gives the size.
         differentiable: whether the kernels have a derivative.
         triton_alone: whether there are no native kernels.
-        cpu_alone: whether there are kernels for the CPU and no others.
         promoting: which arguments decide the result's dtype; all if None.
         plain: PyTorch's own expression, where the reference is another one for values that PyTorch
             rounds or overflows on. It says what special values reach.
@@ -39,7 +38,6 @@ class Case:
     arguments: Callable[[Tensor], list[Tensor]]
     differentiable: bool = True
     triton_alone: bool = False
-    cpu_alone: bool = False
     promoting: tuple[int, ...] | None = None
     plain: Op | None = None
 
@@ -69,8 +67,6 @@ class Case:
         return [t for part in outputs_and_grads(op, inputs) for t in part]
 
     def runs_at(self, place: Place) -> bool:
-        if self.cpu_alone:
-            return str(place) == "native-cpu"
         return not self.triton_alone or place.backend == "triton"
 
 
@@ -148,7 +144,6 @@ def _norm(name: str, images: int, *, training: bool = True) -> Case:
     return Case(
         of,
         lambda x: [x, x.flip(0)][:images] + _affine(x),
-        cpu_alone=True,
         promoting=tuple(range(images)),
         plain=of(_CENTRED),
     )

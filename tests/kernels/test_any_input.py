@@ -22,7 +22,7 @@ from .harness import (
     Place,
     check_against_reference,
     check_outputs,
-    cpu_only,
+    kernels,
 )
 from .norm_cases import IMAGES, affine, called
 
@@ -184,7 +184,7 @@ def test_add_affine_relu(
     check_outputs(place, ran_kernels.affine_relu, reference.affine_relu, (a, scale, shift))
 
 
-@cpu_only
+@kernels
 @any_input
 @given(
     name=st.sampled_from(sorted(IMAGES)),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ran_kernels.nn import add_norm_relu, norm_add_relu, norm_relu
 
 from .cbam_cases import features
-from .harness import Place, cpu_only
+from .harness import Place, kernels
 from .operators import listed
 
 SHAPE = (4, 6, 5, 7)
@@ -60,7 +60,7 @@ MODES: dict[str, Callable[[nn.BatchNorm2d], Any]] = {
 }
 
 
-@cpu_only
+@kernels
 @each_helper
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_as_the_layer(place: Place, name: str, mode: str, options: dict[str, Any
     torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
 
 
-@cpu_only
+@kernels
 @each_helper
 def test_the_operator_runs_where_the_layer_is_plain(
     place: Place, name: str, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +119,7 @@ def test_the_operator_runs_where_the_layer_is_plain(
     assert out.min() == 0
 
 
-@cpu_only
+@kernels
 @each_helper
 def test_compiled_in_one_graph_and_trained(place: Place, name: str) -> None:
     ours, plain, count = HELPERS[name]
@@ -131,7 +131,7 @@ def test_compiled_in_one_graph_and_trained(place: Place, name: str) -> None:
     torch.testing.assert_close(got, _results(plain, other, count), rtol=1e-5, atol=2e-5)
 
 
-@cpu_only
+@kernels
 @each_helper
 def test_one_value_per_channel_is_refused_as_the_layer_does(place: Place, name: str) -> None:
     ours, _, count = HELPERS[name]

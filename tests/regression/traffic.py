@@ -23,6 +23,15 @@ from . import BASELINE, widths
 
 #: (channels, height) of CBAM-ResNet-50's blocks, and of Attention-92's units and modules.
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+#: Where networks normalise, besides.
+STEM = (64, 112)
+#: Batch normalisation's passes as most layers have them, and with the terms of residual sums.
+NORMS = {
+    "batch_norm_statistics": ("addend", "sum"),
+    "batch_norm_apply": ("shortcut",),
+    "batch_norm_reduce": ("out", "masked"),
+    "batch_norm_grad": ("addend",),
+}
 #: And where Attention-92 interpolates, from the lower height.
 UPSAMPLED = ((256, 28), (512, 14), (1024, 7))
 BATCHES = (32, 128)
@@ -43,6 +52,7 @@ class Row:
     dtype: int
     batch: int
     sizes: dict[str, int]
+    absent: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,13 +70,20 @@ def rows() -> Iterator[Row]:
 def _rows(batch: int, dtype: int, layout: str) -> Iterator[Row]:
     last = int(layout == "channels_last")
 
-    def row(operator: str, launcher: str, shape: str, sizes: dict[str, int]) -> Row:
-        return Row(f"{operator} {batch}×{shape} {layout}", launcher, dtype, batch, sizes)
+    def row(operator: str, launcher: str, shape: str, sizes: dict[str, int], *absent: str) -> Row:
+        label = f"{operator} {batch}×{shape} {layout}"
+        return Row(label, launcher, dtype, batch, sizes, absent)
 
     for name in ON_FEATURES:
         for channels, height in STAGES:
             sizes = {"n": batch, "c": channels, "hw": height**2, "channels_last": last}
             yield row(name, name, f"{channels}×{height}²", sizes | {"relu": 1})
+    for name, residual in NORMS.items():
+        for channels, height in (STEM, *STAGES):
+            sizes = {"n": batch, "c": channels, "hw": height**2, "channels_last": last, "relu": 1}
+            yield row(name, name, f"{channels}×{height}²", sizes, *residual)
+            if dtype == BFLOAT16 and (channels, height) != STEM:
+                yield row(f"{name} [residual]", name, f"{channels}×{height}²", sizes)
     for activation, kind in ACTIVATIONS.items():
         if kind == MIXED and last:
             continue  # element by element: the layout makes no difference
@@ -84,13 +101,13 @@ def _rows(batch: int, dtype: int, layout: str) -> Iterator[Row]:
 
 @functools.cache
 def counts(row: Row) -> list[traffic.Counted]:
-    return traffic.count(watching(), row.launcher, row.dtype, row.sizes)
+    return traffic.count(watching(), row.launcher, row.dtype, row.sizes, absent=row.absent)
 
 
 def counted(row: Row, resources: dict[str, Any]) -> dict[str, float]:
     """The row's figures; see `tests.emulator.traffic.figures`."""
     launches = counts(row)
-    least = traffic.least_bytes(row.launcher, row.dtype, row.sizes)
+    least = traffic.least_bytes(row.launcher, row.dtype, row.sizes, row.absent)
     return traffic.figures(launches, least, resources)
 
 
