@@ -34,7 +34,7 @@ struct BatchNormReduceOp {
   static constexpr int kInputs = kOut ? 3 : 2;
   static constexpr bool kWrites = kOut;
   static constexpr int kDeep = 2;
-  static constexpr int kPlanes = 2;
+  [[maybe_unused]] static constexpr int kPlanes = 2;
 
   const T* in[kInputs];  // grad, x, out
   T* written;

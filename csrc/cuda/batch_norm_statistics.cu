@@ -53,7 +53,7 @@ struct BatchNormStatisticsOp {
   static constexpr int kInputs = kAdd ? 2 : 1;
   static constexpr bool kWrites = kAdd;
   static constexpr int kDeep = kAdd ? 2 : 4;
-  static constexpr int kPlanes = 3;
+  [[maybe_unused]] static constexpr int kPlanes = 3;
 
   const T* in[kInputs];
   T* written;
