@@ -37,8 +37,8 @@ class Norm:
         self.scale = self.invstd if self.weight is None else self.invstd * self.weight
 
     def inputs(self) -> dict[str, Array | None]:
-        given = {"mean": self.mean, "variance": self.variance}
-        return {**given, "weight": self.weight, "bias": self.bias}
+        given = {"weight": self.weight, "bias": self.bias}
+        return {"mean": self.mean, "variance": self.variance, **given}
 
     def centred(self, x: Array) -> Array:
         """x - mean, of (N, C, HW)."""
@@ -61,7 +61,9 @@ def _computed(dtype: int) -> int:
     return dtype if dtype == FLOAT64 else FLOAT32
 
 
-def _offsets(trial: Trial, dtype: int, sizes: dict[str, int], maps: str, small: str) -> dict:
+def _offsets(
+    trial: Trial, dtype: int, sizes: dict[str, int], maps: str, small: str
+) -> dict[str, int]:
     offsets = trial.offsets(maps.split(), BYTES[dtype])
     offsets |= trial.offsets(small.split(), np.dtype(COMPUTED[dtype]).itemsize)
     return offsets | {"x": misaligned(trial, dtype, sizes)}
@@ -88,8 +90,8 @@ def batch_norm_statistics(trial: Trial, shape: Features = None) -> None:
     addend = trial.values((n, c, hw), dtype) if trial.chance(0.4) else None
     offsets = _offsets(trial, dtype, sizes, "addend sum", "mean variance")
     label = described(dtype, sizes, kind=kind, add=addend is not None, offsets=offsets)
-    inputs = {"x": in_memory(x, sizes)}
-    inputs |= {"addend": None if addend is None else in_memory(addend, sizes)}
+    inputs: dict[str, Array | None] = {"x": in_memory(x, sizes)}
+    inputs["addend"] = None if addend is None else in_memory(addend, sizes)
     absent = ("sum",) if addend is None else ()
     got = trial.call(name, label, dtype, sizes, inputs, absent=absent, offsets=offsets)
     if addend is not None:
@@ -118,7 +120,7 @@ def batch_norm_apply(trial: Trial, shape: Features = None) -> None:
     x, norm = trial.values((n, c, hw), dtype, kind), Norm(trial, dtype, c)
     shortcut = trial.values((n, c, hw), dtype) if trial.chance(0.5) else None
     sizes["relu"] = int(trial.random.integers(0, 2))
-    inputs = {"x": in_memory(x, sizes), **norm.inputs()}
+    inputs: dict[str, Array | None] = {"x": in_memory(x, sizes), **norm.inputs()}
     inputs["shortcut"] = None if shortcut is None else in_memory(shortcut, sizes)
     offsets = _offsets(trial, dtype, sizes, "shortcut out", "mean variance weight bias")
     label = described(dtype, sizes, kind=kind, add=shortcut is not None, offsets=offsets)
@@ -144,7 +146,11 @@ def batch_norm_reduce(trial: Trial, shape: Features = None) -> None:
     if trial.chance(0.5):
         out = trial.values((n, c, hw), dtype, trial.pick(["plain", "ties", "special"]))
     sizes["relu"] = 1 if out is not None else int(trial.random.integers(0, 2))
-    inputs = {"grad": in_memory(grad, sizes), "x": in_memory(x, sizes), **norm.inputs()}
+    inputs: dict[str, Array | None] = {
+        "grad": in_memory(grad, sizes),
+        "x": in_memory(x, sizes),
+        **norm.inputs(),
+    }
     inputs["out"] = None if out is None else in_memory(out, sizes)
     small = "mean variance weight bias sum_grad sum_grad_xhat"
     offsets = _offsets(trial, dtype, sizes, "grad out masked", small)
@@ -175,7 +181,11 @@ def batch_norm_grad(trial: Trial, shape: Features = None) -> None:
     norm = Norm(trial, dtype, c)
     addend = trial.values((n, c, hw), dtype) if trial.chance(0.5) else None
     sizes["relu"] = int(trial.random.integers(0, 2))
-    inputs = {"grad": in_memory(grad, sizes), "x": in_memory(x, sizes), **norm.inputs()}
+    inputs: dict[str, Array | None] = {
+        "grad": in_memory(grad, sizes),
+        "x": in_memory(x, sizes),
+        **norm.inputs(),
+    }
     inputs["addend"] = None if addend is None else in_memory(addend, sizes)
     sums = trial.random.standard_normal((2, c)).astype(COMPUTED[dtype]) * np.sqrt(n * hw)
     sums = sums.astype(COMPUTED[dtype])
