@@ -173,6 +173,7 @@ def attention_gate_groups_kernel(
         members = members // UNIT * UNIT
     else:
         inner = inner // UNIT * UNIT
+        groups = groups // UNIT * UNIT
     held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
         logits, held, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
@@ -217,12 +218,14 @@ def attention_gate_groups_backward_kernel(
         members = members // UNIT * UNIT
     else:
         inner = inner // UNIT * UNIT
-    l_held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
-    g_held = _hold(grad, members, inner, groups, MEMBERS, GROUPS, HELD)
+        groups = groups // UNIT * UNIT
     t_held = _hold(trunk, members, inner, groups, MEMBERS, GROUPS, HELD)
+    l_held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
         logits, l_held, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
+    # After the moments, or some chips' registers would not do.
+    g_held = _hold(grad, members, inner, groups, MEMBERS, GROUPS, HELD)
     first = tl.zeros((GROUPS,), ACC)
     second = tl.zeros((GROUPS,), ACC)
     start = 0

@@ -269,8 +269,19 @@ def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dic
         "shared": built.metadata.shared,
         "products": sorted(set(re.findall(TENSOR_CORES, built.asm["ptx"]))),
         "narrow": narrow_offsets(built.asm["ttir"]),
+        "accesses": accesses(built.asm["ptx"]),
         **_resources(built.asm["cubin"]),
     }
+
+
+def accesses(ptx: str) -> dict[str, dict[str, int]]:
+    """How many loads ("ld") and stores ("st") of global memory move how many bytes a thread."""
+    counts: dict[str, dict[str, int]] = {"ld": {}, "st": {}}
+    pattern = r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b"
+    for kind, elements, bits in re.findall(pattern, ptx):
+        size = str(int(elements or 1) * int(bits) // 8)
+        counts[kind][size] = counts[kind].get(size, 0) + 1
+    return counts
 
 
 def narrow_offsets(ir: str) -> list[str]:
