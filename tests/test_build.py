@@ -88,8 +88,8 @@ def test_the_binary_holds_code_for_the_targets() -> None:
 
 
 def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = ("RAN_CUDA", "RAN_NO_EXTENSION", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS")
-    names += ("TORCH_CUDA_ARCH_LIST",)
+    names = ["RAN_CUDA", "RAN_NO_EXTENSION", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS"]
+    names.append("TORCH_CUDA_ARCH_LIST")
     inherited = {k: v for k, v in os.environ.items() if k not in names}
     return subprocess.run(
         [sys.executable, "setup.py", *(arguments or ("--name",))],
