@@ -55,6 +55,13 @@ def test_resources_of_the_cuda_kernels() -> None:
     check(now, then)
 
 
+def test_chips_that_the_baseline_has_not_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {"registers": 40}
+    kernels = {"a_kernel": dict.fromkeys(("sm_80", "sm_90", "sm_100", "sm_120"), used)}
+    monkeypatch.setattr(extension, "build_info", lambda: {"kernels": kernels})
+    assert measure.cuda_resources() == {"a_kernel, sm_80": used, "a_kernel, sm_90": used}
+
+
 def test_a_difference_shows() -> None:
     then = {"a": 100, "b": {"registers": 40}, "gone": 1}
     assert differences({"a": 104, "b": {"registers": 41}, "gone": 1}, then) == []
