@@ -157,7 +157,7 @@ def _pnm_greatest(image: Image.Image) -> int:
 
     Pillow keeps it as its decoder's argument, but for the two that need no scaling.
     """
-    form = image.tile[0][3]
+    form = image.tile[0][3]  # type: ignore[attr-defined]  # of images that are files
     if isinstance(form, tuple):
         return int(form[1])
     return 65535 if form == "I;16B" else 255
