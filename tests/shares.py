@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     folder = session.config.getoption("--share")
-    if folder is None or session.testsfailed or session.config.option.collectonly:
+    if folder is None or session.config.option.collectonly:
         return None
     order, held, begun = in_order(session.items), list[str](), set[str]()
     mine = claimed(order, folder, held)
@@ -138,6 +138,8 @@ def run(processes: int, options: Sequence[str]) -> int:
         claims = Path(folder, "claims")
         claims.mkdir()
         command = [sys.executable, "-m", "pytest", "-p", "tests.shares", "-v"]
+        # A file that cannot be imported fails; the others are what the run is for.
+        command += ["--continue-on-collection-errors"]
         command += ["--share", str(claims), *options]
         logs: list[Path] = []
 

@@ -50,6 +50,19 @@ def test_every_test_runs_once_in_some_process(
     assert out.count("assert 'what came' == 'what was expected'") >= 2
 
 
+def test_a_file_that_cannot_be_imported_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    (tmp_path / "test_missing.py").write_text("import no_such_package\n")
+    (tmp_path / "test_fine.py").write_text("def test_fine():\n    pass\n")
+    options = [str(tmp_path), "-c", "/dev/null", "--rootdir", str(tmp_path)]
+    assert shares.run(1, [*options, "-p", "no:cacheprovider"]) == 1
+    out = capfd.readouterr().out
+    assert "1 processes: 1 passed, 1 error" in out
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in out
+
+
 BROKEN = """
 import os, pytest
 from tests import shares
