@@ -15,7 +15,16 @@ from bench import ablation, ceilings, training
 from bench.kernels.figures import row
 from bench.machine import summary
 from bench.markdown import line
-from bench.networks.tables import deployed, fused, memory, profiles, scale, speed, speed_rows, traffic
+from bench.networks.tables import (
+    deployed,
+    fused,
+    memory,
+    profiles,
+    scale,
+    speed,
+    speed_rows,
+    traffic,
+)
 from bench.plots import PICTURES, draw
 
 ROOT = Path(__file__).parents[1]

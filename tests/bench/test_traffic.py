@@ -10,7 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.networks import tables, traffic
 from bench.networks.inductor_traffic import counted_by_inductor
-from bench.results_file import report
 
 BYTES = 4 * 2 * 3 * 8 * 8  # of the tensor that the operators below are called with
 
@@ -83,6 +82,6 @@ def test_entries_and_their_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_inductor_counts_what_its_fused_kernels_move() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(1000, requires_grad=True)
-        # Forward x² + 1, reduced: reads x. Backward 2x times a number: reads x, writes its gradient.
+        # Forward: reads x. Backward, 2x times a number: reads x, and writes its gradient.
         moved = counted_by_inductor(lambda: (x * x + 1).sum())
     assert moved == pytest.approx(3 * 4000, abs=100)

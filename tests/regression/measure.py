@@ -1,8 +1,8 @@
 """What the kernels cost, in figures that do not depend on the machine's load.
 
 ``python -m tests.regression.measure`` writes them to baseline.json, which the tests compare with;
-names of parts ("cpu", "cuda", "triton", "traffic", "networks") renew those alone. Do that in the commit that
-changes a kernel on purpose, and say in its message what it bought.
+names of parts ("cpu", "cuda", "triton", "traffic", "networks") renew those alone. Do that in the
+commit that changes a kernel on purpose, and say in its message what it bought.
 """
 
 import argparse
