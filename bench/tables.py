@@ -15,7 +15,16 @@ from bench import ablation, ceilings, training
 from bench.kernels.figures import row
 from bench.machine import summary
 from bench.markdown import line
-from bench.networks.tables import deployed, fused, memory, profiles, scale, speed, speed_rows
+from bench.networks.tables import (
+    deployed,
+    fused,
+    memory,
+    profiles,
+    scale,
+    speed,
+    speed_rows,
+    traffic,
+)
 from bench.plots import PICTURES, draw
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +99,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels": kernels,
     "kernels rows": kernel_rows,
     "network memory": memory,
+    "network traffic": traffic,
     "network fuse": fused,
     "network speed": speed,
     "network speed rows": speed_rows,

@@ -1,8 +1,8 @@
 """What the kernels cost, in figures that do not depend on the machine's load.
 
 ``python -m tests.regression.measure`` writes them to baseline.json, which the tests compare with;
-names of parts ("cpu", "cuda", "triton", "traffic") renew those alone. Do that in the commit that
-changes a kernel on purpose, and say in its message what it bought.
+names of parts ("cpu", "cuda", "triton", "traffic", "networks") renew those alone. Do that in the
+commit that changes a kernel on purpose, and say in its message what it bought.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from bench.networks import traffic as network_traffic
 from ran_kernels import extension
 from tests.emulator import build
 
@@ -100,6 +102,8 @@ def versions() -> dict[str, str | None]:
         "cuda": info.get("cuda"),
         "triton": importlib.metadata.version("triton"),
         "traffic": build.compiler_version() if build.compiler() else None,
+        # Its minor version: what the plain operators are made of may change with it.
+        "networks": "torch " + ".".join(torch.__version__.split(".")[:2]),
     }
 
 
@@ -125,12 +129,24 @@ def memory_traffic() -> dict[str, dict[str, float]]:
     return {row.name: traffic.counted(row, resources) for row in traffic.rows()}
 
 
+def networks() -> dict[str, dict[str, int]]:
+    """Bytes that a training step moves, plain and ours, by network."""
+    return {name: steps(name) for name in network_traffic.NETWORKS}
+
+
+def steps(network: str) -> dict[str, int]:
+    """Those of one network, by variant, at batch 128 in bfloat16."""
+    counted = network_traffic.measure(network, 128, None, torch.bfloat16, inductor=False)
+    return counted["bytes"]
+
+
 #: In this order: the traffic's waves of blocks depend on the registers.
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "cpu": instructions,
     "cuda": cuda_resources,
     "triton": compiled_triton,
     "traffic": memory_traffic,
+    "networks": networks,
 }
 
 
