@@ -27,6 +27,7 @@ def counted_by_inductor(loss: Callable[[], Tensor]) -> int:
     def lower(graph: torch.fx.GraphModule, inputs: list[Any], *, backward: bool) -> Any:
         nonlocal moved
         mode = torch._guards.detect_fake_mode(inputs)
+        assert mode is not None  # Dynamo makes one where there is none
         with V.set_fake_mode(mode):
             compile_fx._recursive_post_grad_passes(graph, is_inference=False)
             lowered = GraphLowering(
@@ -40,7 +41,8 @@ def counted_by_inductor(loss: Callable[[], Tensor]) -> int:
 
     def partition(joint: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         compile_fx._recursive_joint_graph_passes(joint)
-        return min_cut_rematerialization_partition(joint, *args, compiler="inductor", **kwargs)
+        kwargs["compiler"] = "inductor"
+        return min_cut_rematerialization_partition(joint, *args, **kwargs)
 
     backend = aot_autograd(
         fw_compiler=lambda graph, inputs: lower(graph, inputs, backward=False),
