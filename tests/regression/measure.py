@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench.networks import traffic as network_traffic
 from ran_kernels import extension
 from tests.emulator import build
 
@@ -131,13 +130,17 @@ def memory_traffic() -> dict[str, dict[str, float]]:
 
 def networks() -> dict[str, dict[str, int]]:
     """Bytes that a training step moves, plain and ours, by network."""
-    return {name: steps(name) for name in network_traffic.NETWORKS}
+    from bench.networks.traffic import NETWORKS
+
+    return {name: steps(name) for name in NETWORKS}
 
 
 def steps(network: str) -> dict[str, int]:
     """Those of one network, by variant, at batch 128 in bfloat16."""
-    counted = network_traffic.measure(network, 128, None, torch.bfloat16, inductor=False)
-    return counted["bytes"]
+    # Here, as the kernels' tests read this file beside an installed package, where no bench is.
+    from bench.networks.traffic import measure
+
+    return measure(network, 128, None, torch.bfloat16, inductor=False)["bytes"]
 
 
 #: In this order: the traffic's waves of blocks depend on the registers.
