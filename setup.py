@@ -5,7 +5,8 @@ Environment variables:
   RAN_CUDA=1            a missing or unfit CUDA toolkit is an error
   RAN_CUDA=0            leave the CUDA kernels out
   CUDA_HOME             the toolkit, where it is not found by itself
-  TORCH_CUDA_ARCH_LIST  GPUs to build for (default "8.0;9.0+PTX")
+  TORCH_CUDA_ARCH_LIST  GPUs to build for (default "8.0;9.0;10.0+PTX;12.0", as far as the toolkit
+                        knows them)
   MAX_JOBS              compilers at once (default: as cores and memory allow)
 """
 
@@ -23,7 +24,11 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = (2, 11)
-DEFAULT_ARCHES = "8.0;9.0+PTX"
+# GPUs to build for, oldest first: each runs on the later ones of its own major version, too.
+ARCHES = ("8.0", "9.0", "10.0", "12.0")
+# PTX of the last of these that the toolkit knows serves what comes later. Not 12.0: its PTX would
+# not run on 11.0.
+PTX_ARCHES = ("9.0", "10.0")
 # nvcc compiles one source for several GPUs in about this much memory.
 GIB_PER_JOB = 3
 
@@ -77,6 +82,21 @@ def toolkit_version(home):
     if match is None:
         sys.exit(f"ran-attention: {home}/bin/nvcc --version names no release: {text!r}")
     return match.group(1)
+
+
+def default_arches(home):
+    """The GPUs of ARCHES that the toolkit's compiler knows, as TORCH_CUDA_ARCH_LIST names them."""
+    text = subprocess.run(
+        [home / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout
+    known = [arch for arch in ARCHES if f"compute_{arch.replace('.', '')}" in text.split()]
+    if not known:
+        sys.exit(
+            f"ran-attention: {home}/bin/nvcc knows none of {', '.join(ARCHES)}: {text!r}; "
+            "set TORCH_CUDA_ARCH_LIST"
+        )
+    ptx = [arch for arch in known if arch in PTX_ARCHES] or known
+    return ";".join(f"{arch}+PTX" if arch == ptx[-1] else arch for arch in known)
 
 
 def choose_cuda(torch):
@@ -179,7 +199,8 @@ def compiled_extension():
     sources += [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*.cpp") if p.stem != "module"]
     nvcc = []
     if cuda_home:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHES)
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = default_arches(cuda_home)
         gencode = cpp_extension._get_cuda_arch_flags()
         say(f"CUDA {cuda_version} in {cuda_home} ({why}), for {os.environ['TORCH_CUDA_ARCH_LIST']}")
         macros += [("RAN_WITH_CUDA", "1"), ("USE_CUDA", "1")]

@@ -9,6 +9,7 @@ NAME-scaling.png; of a training: NAME-curves.png.
 """
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from bench.kernels.figures import row
+from bench.kernels.figures import right, row
 from bench.networks.tables import slope
 from ran.pictures.plots import curves_figure
 from ran.text import plural
@@ -46,7 +47,8 @@ def ratios(content: dict[str, Any]) -> Figure:
         height = 0.8 / len(RIVALS)
         for number, (rival, key) in enumerate(RIVALS.items()):
             places = [index + number * height for index in range(len(groups))]
-            widths = [statistics.median(figures[key] for figures in g) for g in groups.values()]
+            values = [right([figures[key] for figures in g]) for g in groups.values()]
+            widths = [statistics.median(group or [math.nan]) for group in values]
             axis.barh(places, widths, height, label=f"÷ {rival}")
         axis.set_yticks([i + height / 2 for i in range(len(groups))], list(groups), fontsize=8)
         axis.axvline(1, color="black", linewidth=1)
@@ -183,7 +185,8 @@ def main(paths: Sequence[str]) -> None:
     """Draws the pictures of the result files ``paths``, beside them."""
     for path in map(Path, paths):
         content = json.loads(path.read_text("utf-8"))
-        if content["kind"] in PICTURES and content["results"]:
+        # A training's file has no entries, and one that was cut may have none.
+        if content["kind"] in PICTURES and content.get("results", True):
             draw(content, path.stem, path.parent)
 
 

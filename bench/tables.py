@@ -6,16 +6,26 @@ every row of it, and not a summary, ``NAME profile`` where a call's time goes.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import ablation, ceilings, training
-from bench.kernels.figures import row
+from bench.kernels.figures import ratio, right, row
 from bench.machine import summary
 from bench.markdown import line
-from bench.networks.tables import deployed, fused, memory, profiles, scale, speed, speed_rows
+from bench.networks.tables import (
+    deployed,
+    fused,
+    memory,
+    profiles,
+    scale,
+    speed,
+    speed_rows,
+    traffic,
+)
 from bench.plots import PICTURES, draw
 
 ROOT = Path(__file__).parents[1]
@@ -33,11 +43,11 @@ def kernels(content: dict[str, Any]) -> str:
     lines = _head(content["machine"], "| operator | layout |", "")
     for names, directions in groups.items():
         cells = [
-            _range([figures[ratio] for figures in directions[direction]])
+            _range([figures[of] for figures in directions[direction]])
             if direction in directions
             else ""
             for direction in DIRECTIONS
-            for ratio in RATIOS
+            for of in RATIOS
         ]
         lines.append(line(*names, *cells))
     return "\n".join(lines)
@@ -55,7 +65,7 @@ def kernel_rows(content: dict[str, Any]) -> str:
         cells = []
         for direction in DIRECTIONS:
             figures = directions.get(direction)
-            cells += [f"{figures[name]:.2f}" if figures else "" for name in ("ms", *RATIOS)]
+            cells += [ratio(figures[name]) if figures else "" for name in ("ms", *RATIOS)]
         lines.append(line(*names, *cells))
     return "\n".join(lines)
 
@@ -81,7 +91,10 @@ def _head(machine: dict[str, Any], names: str, time: str) -> list[str]:
 
 
 def _range(values: list[float]) -> str:
-    """From the least to the greatest."""
+    """From the least to the greatest of those that are numbers."""
+    values = right(values)
+    if not values:
+        return ratio(math.nan)
     return f"{min(values):.2f}–{max(values):.2f}"
 
 
@@ -90,6 +103,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels": kernels,
     "kernels rows": kernel_rows,
     "network memory": memory,
+    "network traffic": traffic,
     "network fuse": fused,
     "network speed": speed,
     "network speed rows": speed_rows,

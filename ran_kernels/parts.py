@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as torch_module
+
+_PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
 
 def is_called_plainly(module: nn.Module) -> bool:
@@ -55,9 +58,10 @@ def has_global_hooks() -> bool:
 def are_plain(*tensors: Any) -> bool:
     """Whether all are None or tensors of PyTorch's own kind.
 
-    A subclass, such as a quantised weight, says itself what each operation does with it.
+    A subclass, such as a quantised weight, says itself what each operation does with it. A
+    FakeTensor stands for a plain one, and who counts with them wants to see what would run.
     """
-    return all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
 
 
 def keeps_size(conv: nn.Conv2d) -> bool:

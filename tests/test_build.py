@@ -88,7 +88,8 @@ def test_the_binary_holds_code_for_the_targets() -> None:
 
 
 def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = ("RAN_CUDA", "RAN_NO_EXTENSION", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS")
+    names = ["RAN_CUDA", "RAN_NO_EXTENSION", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS"]
+    names.append("TORCH_CUDA_ARCH_LIST")
     inherited = {k: v for k, v in os.environ.items() if k not in names}
     return subprocess.run(
         [sys.executable, "setup.py", *(arguments or ("--name",))],
@@ -118,6 +119,48 @@ def test_setup_says_what_it_builds_and_why(
     run = setup_says(**environment)
     assert run.returncode == code, run.stderr
     assert said in run.stderr
+
+
+def toolkit(folder: Path, *known: int) -> Path:
+    """A CUDA toolkit as far as setup.py asks it: for this torch, with GPUs of these numbers."""
+    (folder / "include").mkdir()
+    (folder / "include" / "cuda_runtime.h").touch()
+    (folder / "bin").mkdir()
+    nvcc = folder / "bin" / "nvcc"
+    listed = "\n".join(f"compute_{number}" for number in known)
+    nvcc.write_text(
+        f'#!/bin/sh\ncase $1 in\n--list-gpu-arch) echo "{listed}" ;;\n'
+        f"*) echo Cuda compilation tools, release {torch.version.cuda} ;;\nesac\n"
+    )
+    nvcc.chmod(0o755)
+    return folder
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not a CUDA build")
+@pytest.mark.parametrize(
+    ("known", "given", "expected"),
+    [
+        ((75, 80, 86, 90, 100, 110, 120, 121), "", "8.0;9.0;10.0+PTX;12.0"),
+        ((50, 80, 89, 90), "", "8.0;9.0+PTX"),
+        ((80, 90, 103, 121), "", "8.0;9.0+PTX"),  # not the GPUs whose numbers begin likewise
+        ((80, 90, 100, 120), "9.0", "9.0"),
+    ],
+    ids=["all", "before-blackwell", "neighbours", "given"],
+)
+def test_the_default_names_every_chip_that_the_toolkit_knows(
+    known: tuple[int, ...], given: str, expected: str, tmp_path: Path
+) -> None:
+    home = toolkit(tmp_path, *known)
+    run = setup_says(RAN_CUDA="1", CUDA_HOME=str(home), TORCH_CUDA_ARCH_LIST=given)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.rstrip().endswith(f", for {expected}")
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not a CUDA build")
+def test_a_toolkit_that_knows_no_chip_is_an_error(tmp_path: Path) -> None:
+    run = setup_says(RAN_CUDA="1", CUDA_HOME=str(toolkit(tmp_path, 50, 70)))
+    assert run.returncode == 1
+    assert "nvcc knows none of 8.0, 9.0, 10.0, 12.0: " in run.stderr
 
 
 @pytest.fixture

@@ -64,3 +64,24 @@ def test_a_call_that_is_too_long_is_told(
     assert lines[-1].startswith(
         "call 1 (build, test, ceilings, kernels): 600 s of 570: does not fit"
     )
+
+
+def test_the_sanitizers_are_kept_to_this_librarys_kernels(tmp_path: Path) -> None:
+    """With the programs of a GPU's machine played by scripts that print what they are given."""
+    for name, text in {
+        "python": 'case "$1" in -c) echo 9.0 ;; *) echo "ran: $*" ;; esac',
+        # As long as the real one's, which a reader who has found the word does not wait for.
+        "compute-sanitizer": '[ "$1" = --help ] && yes -- --kernel-regex | head -n 20000\n'
+        'echo "ran: $*"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHON": str(tmp_path / "python")}
+    environment["OUT"] = str(tmp_path / "out")
+    command = [str(ROOT / "tools/gpu.sh"), "sanitize"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    log = (tmp_path / "out/gpu.log").read_text()
+    for tool in ("memcheck", "racecheck"):
+        assert f"ran: --tool {tool} --error-exitcode 9 --kernel-regex kns=3ran" in log
+    assert done.returncode == 0, done.stdout

@@ -50,6 +50,49 @@ def test_every_test_runs_once_in_some_process(
     assert out.count("assert 'what came' == 'what was expected'") >= 2
 
 
+def test_a_file_that_cannot_be_imported_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    (tmp_path / "test_missing.py").write_text("import no_such_package\n")
+    (tmp_path / "test_fine.py").write_text("def test_fine():\n    pass\n")
+    options = [str(tmp_path), "-c", "/dev/null", "--rootdir", str(tmp_path)]
+    assert shares.run(1, [*options, "-p", "no:cacheprovider"]) == 1
+    out = capfd.readouterr().out
+    assert "1 processes: 1 passed, 1 error" in out
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in out
+
+
+BROKEN = """
+import os, pytest
+from tests import shares
+
+@pytest.mark.parametrize("n", range(20))
+def test_on_a_gpu(n):
+    with open(os.environ["SEEN"], "a") as seen:
+        seen.write(f"{n} {os.getpid()}\\n")
+    if n in (5, 9):
+        shares.lost = lambda: "an illegal memory access was encountered"
+    assert not shares.lost()
+"""
+
+
+def test_a_process_whose_gpu_is_lost_fails_one_test_and_leaves_the_others_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    (tmp_path / "test_broken.py").write_text(BROKEN)
+    options = [str(tmp_path), "-c", "/dev/null", "--rootdir", str(tmp_path)]
+    assert shares.run(1, [*options, "-p", "no:cacheprovider"]) == 2
+    lines = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+    assert sorted(int(n) for n, _ in lines) == list(range(20))  # each once
+    assert len({process for _, process in lines}) == 3
+    out = capfd.readouterr().out
+    assert "2 failed, 18 passed" in out
+    assert "test_on_a_gpu[9]: an illegal memory access was encountered" in out
+
+
 def test_what_has_failed_before_a_cut_is_told(tmp_path: Path) -> None:
     suite = "import time\ndef test_a():\n    assert False, 'told'\n"
     suite += "def test_b():\n    open('begun', 'w').close()\n    time.sleep(600)\n"

@@ -14,7 +14,7 @@ from bench.results_file import content, write
 from ran.text import plural
 
 from .cases import CASES
-from .figures import row
+from .figures import ratio, row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
@@ -109,7 +109,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             result["direction"],
             f"{r['ms']:.2f}",
             f"{r['to_eager']:.2f}",
-            f"{r['to_compile']:.2f}",
+            ratio(r["to_compile"]),
             f"{r['to_floor']:.2f}",
             f"{r['peak_mb']:.0f}",
         )

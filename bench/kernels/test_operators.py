@@ -66,8 +66,13 @@ def test_operator(
     grad = grads[0] if grads[0] is None else grads[0].double()
     exact = prepare(case.reference, doubles, grad)()
     own = runs["eager"][0]()
-    for name in ("ours", "compile"):
-        require_as_exact(name, runs[name][0](), own, exact)
+    require_as_exact("ours", runs["ours"][0](), own, exact)
+    refused = None
+    try:
+        require_as_exact("compile", runs["compile"][0](), own, exact)
+    except ValueError as error:  # torch.compile's fault, which has no speed; ours has
+        refused = str(error)
+        del runs["compile"]
     del doubles, grad, exact, own
     memory = {name: peak_memory(run[0], bench_device) for name, run in runs.items()}
     # What the machine can do with the big tensor: write it to memory that is there, and only read.
@@ -100,6 +105,7 @@ def test_operator(
         floor_traffic=traffic,
         samples={name: [float(f"{s:.4g}") for s in v] for name, v in turns.samples.items()},
         peak_bytes=memory,
+        **({"refused": refused} if refused else {}),
     )
 
 

@@ -16,6 +16,13 @@ PROFILED = (
     *("plain", "ours", "plain compiled", "ours compiled"),  # of the speed benchmark
     *("channels_last", "compiled", "deployed"),  # of the deployed networks'
 )
+#: Kinds of operator in a step's traffic, by parts of their names; what fits none is the rest.
+MOVED = {
+    "convolutions": ("convolution",),
+    "norm and ReLU": ("batch_norm", "relu", "threshold"),
+    "additions": ("aten::add",),
+}
+THE_REST = "the rest"
 #: Whose time until the first result the table of deployed networks gives.
 READY = ("deployed", "compiled")
 
@@ -31,6 +38,42 @@ def memory(content: dict[str, Any]) -> str:
             line(result["network"], _images(result), f"{peak['plain'] / 1e6:,.0f}", *shares)
         )
     return "\n".join(lines)
+
+
+def traffic(content: dict[str, Any]) -> str:
+    """One line for a network: the GB of a plain training step by kind, and others' share of it."""
+    results = content["results"]
+    others = dict.fromkeys(name for result in results for name in result["bytes"])
+    del others["plain"]
+    kinds = by_kind_moved(results[0]["operators"]["plain"])
+    headings = ["network", "images", "dtype", "plain PyTorch, GB", *kinds, *others]
+    lines = [summary(content["machine"]), "", line(*headings)]
+    lines.append("|---|---|---|" + "--:|" * (len(headings) - 3))
+    for result in results:
+        moved = result["bytes"]
+        cells = [result["network"], _images(result), result["dtype"]]
+        cells.append(f"{moved['plain'] / 1e9:,.1f}")
+        cells += [
+            f"{number / 1e9:,.1f}"
+            for number in by_kind_moved(result["operators"]["plain"]).values()
+        ]
+        cells += [
+            f"{moved[name] / 1e9:,.1f} ({moved[name] / moved['plain']:.2f})"
+            if name in moved
+            else ""
+            for name in others
+        ]
+        lines.append(line(*cells))
+    return "\n".join(lines)
+
+
+def by_kind_moved(operators: dict[str, Any]) -> dict[str, int]:
+    """Bytes by kind of operator, in the order of ``MOVED``, of a variant's operators."""
+    found = dict.fromkeys((*MOVED, THE_REST), 0)
+    for name, figures in operators.items():
+        fits = (kind for kind, parts in MOVED.items() if any(part in name for part in parts))
+        found[next(fits, THE_REST)] += figures["bytes"]
+    return found
 
 
 def fused(content: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Ways to run one network, made ready one after the other and timed in turn."""
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -97,13 +98,24 @@ def measured(
     """What an entry of a result file has of every variant.
 
     Yields it anew with each variant that ``prepare`` has added, once those ``needed`` are there:
-    every time all that are there take turns, so that what a cut leaves is comparable too.
+    every time all that are there take turns, so that what a cut leaves is comparable too. A variant
+    that computes something else, for which ``prepare`` raises ValueError, has no speed; the others
+    go on without it unless it is needed.
     """
     runs: dict[str, Ready] = {}
     profiles: dict[str, Any] = {}
     peaks: dict[str, int] = {}
+    refused: dict[str, str] = {}
     for name in names:
-        run = runs[name] = prepare(name)
+        try:
+            run = prepare(name)
+        except ValueError as error:
+            if name in needed:
+                raise
+            refused[name] = str(error)
+            print(f"{name}: no speed, as it computes something else: {error}", file=sys.stderr)
+            continue
+        runs[name] = run
         profiles[name] = profile(run, device, run.generated)
         peaks[name] = peak_memory(run, device)
         if not set(needed) <= set(runs):
@@ -115,4 +127,5 @@ def measured(
             "peak_bytes": dict(peaks),
             "launches": {name: found["launches"] for name, found in profiles.items()},
             "operations": {name: found["operations"] for name, found in profiles.items()},
+            **({"refused": dict(refused)} if refused else {}),
         }

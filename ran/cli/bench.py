@@ -14,6 +14,7 @@ PROGRAMS = {
     "kernels": ("pytest", "bench/kernels"),
     "networks": ("bench.networks.speed",),
     "memory": ("bench.networks.memory",),
+    "traffic": ("bench.networks.traffic",),
     "fuse": ("bench.networks.fuse",),
     "scale": ("bench.networks.scale",),
     "deploy": ("bench.networks.deploy",),

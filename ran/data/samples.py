@@ -16,6 +16,8 @@ _KINDS = {_UNSIGNED: "integers", _SIGNED: "signed integers", _FLOAT: "floating-p
 #: Images of 16 bits a sample whose values are all below this may be 10, 12 or 14 bits in 16.
 _LOWEST_QUARTER = 1 << 14
 _PNG_CHUNKS = 64
+#: Bytes in which a JPEG 2000 file's codestream begins, after what describes its colours.
+_JPEG_2000_HEADER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,20 @@ class Samples:
 
 def samples_of(image: Image.Image, file: IO[bytes]) -> Samples:
     """What an opened image's header says of its samples; ``file`` is what it is read from."""
-    deep = image.mode.startswith(("I", "F"))
     if image.format == "TIFF":
         return _tiff_samples(image.tag_v2)  # type: ignore[attr-defined]
     if image.format == "PNG":
         bits, significant = _png_depth(file)
         return Samples(bits, high=2**bits - 1, significant=significant)
-    if deep and image.mode.startswith("I") and image.format in ("PPM", "JPEG2000"):
-        # Pillow scales these by the greatest value, or the precision, in the file's header
-        return Samples(16, high=65535, stated=True)
-    return Samples(32, kind=_FLOAT if image.mode == "F" else _UNSIGNED) if deep else Samples()
+    if image.mode == "F":
+        return Samples(32, kind=_FLOAT)
+    # Pillow scales these to 16 or 8 bits by the greatest value, or the precision, in the file's
+    # header. All 16 bits are what programs write there of any 16-bit array, and so say nothing.
+    if image.format == "PPM" and (most := _pnm_greatest(image)) > 255:
+        return Samples(16, high=65535, stated=most < 65535)
+    if image.format == "JPEG2000" and (bits := _jpeg_2000_depth(file)) > 8:
+        return Samples(16, high=65535, stated=bits < 16)
+    return Samples(32) if image.mode.startswith("I") else Samples()
 
 
 def to_8_bits(image: Image.Image, samples: Samples) -> Image.Image:
@@ -144,6 +150,27 @@ def _tiff_samples(tags: Any) -> Samples:
         # Pillow turns bytes over itself
         inverted=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO,
     )
+
+
+def _pnm_greatest(image: Image.Image) -> int:
+    """What the header of an opened PNM, PGM or PPM calls white; 255 where it is of no consequence.
+
+    Pillow keeps it as its decoder's argument, but for the two that need no scaling.
+    """
+    form = image.tile[0][3]  # type: ignore[attr-defined]  # of images that are files
+    if isinstance(form, tuple):
+        return int(form[1])
+    return 65535 if form == "I;16B" else 255
+
+
+def _jpeg_2000_depth(file: IO[bytes]) -> int:
+    """Bits of a sample in the codestream's size segment, 16 where that cannot be found."""
+    place = file.tell()
+    file.seek(0)
+    start = file.read(_JPEG_2000_HEADER)
+    file.seek(place)
+    _, found, segment = start.partition(b"\xff\x4f\xff\x51")  # SOC, SIZ
+    return (segment[38] & 0x7F) + 1 if found and len(segment) > 38 else 16
 
 
 def _first(value: Any) -> Any:

@@ -11,7 +11,7 @@ from ..devices import choose_device
 from ..errors import UserError
 from ..files import require_path, require_writable
 from ..text import printable
-from ..weights.inference import class_probabilities, load_images
+from ..weights.inference import class_probabilities, load_images, require_finite
 from ..weights.network_card import NetworkCard, kept_checkpoints, load_network
 from .drawing import ImageView, save_animation, save_page
 from .grid import rgb_pictures, save_grid
@@ -159,10 +159,6 @@ def _animate(
 def _load(checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, NetworkCard]:
     network, card = load_network(checkpoint)
     require_masks(network, card, checkpoint)
-    # What a diverged training left would be drawn as empty pictures.
-    for name, value in network.state_dict().items():
-        if not value.isfinite().all():
-            raise UserError(f"{checkpoint}: expected finite weights, {name} has NaN or infinity")
     return network.to(device), card
 
 
@@ -179,6 +175,7 @@ def _views(
     for index, path in enumerate(paths):
         image = load_images([path], card).to(device)
         probabilities = class_probabilities(network, card.preprocessing, image)[0]
+        require_finite(probabilities, card)  # NaN would be drawn as an empty picture
         top = probabilities.topk(min(NAMED_CLASSES, len(probabilities)))
         lines = [
             f"{card.class_names[number]}  {value:.1%}"

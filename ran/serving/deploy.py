@@ -185,6 +185,13 @@ class Deployed(nn.Module):
         self._plans, self._graphs, self._lock = Plans(), Kept(), threading.Lock()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Deployed":
+        """Raises UserError, and changes nothing, where a tensor is not finite in a new dtype."""
+        state = self.network.state_dict()
+        to = fn(next(iter(state.values()))[:0]).dtype
+        if to != self.dtype:
+            short = str(to).removeprefix("torch.")
+            for name, tensor in state.items():
+                require_finite(f"model, in {short}", {name: fn(tensor)})
         super()._apply(fn, recurse)
         self.dtype = next(m.weight.dtype for m in self.modules() if isinstance(m, Conv))
         return self

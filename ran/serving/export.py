@@ -190,7 +190,9 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path, card: NetworkC
     with _quiet():
         torch.export.save(program, content, extra_files={CARD_KEY: json.dumps(card.to_json())})
         path.write_bytes(content.getbuffer())
-        module = torch.export.load(path).module()
+        # As a file that is open: torch, and ONNX Runtime below, know no name that is not UTF-8.
+        with path.open("rb") as file:
+            module = torch.export.load(file).module()
     return lambda x: module(x)
 
 
@@ -208,7 +210,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, card: Network
     assert written is not None
     written.model.metadata_props[CARD_KEY] = json.dumps(card.to_json())
     written.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def run(x: Tensor) -> Tensor:
         (logits,) = session.run([OUTPUT], {INPUT: np.ascontiguousarray(x.numpy())})

@@ -12,6 +12,8 @@ from .common import device_of, sigmoid, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
 BLOCK = 1024
+# Elements of each tensor that a program holds in registers, at most.
+MOST_HELD = 4096
 # Programs that keep a GPU of about 140 multiprocessors busy. No property of the GPU at hand, so
 # that the sums are the same on all.
 ENOUGH_PROGRAMS = 256
@@ -55,8 +57,9 @@ def attention_gate_backward_kernel(
 # The activations "channel" and "spatial" standardise groups, as csrc/common/gate.h says:
 # z = (logit * shrink - center - rest) * scale.
 # A tensor is (outer, members, inner): group q starts at (q // inner) * members * inner + q % inner
-# and its members are `inner` apart. A program has GROUPS of them and walks MEMBERS at a time, in a
-# `while`: the interpreter of Triton 3.6 takes none of its own integers as the bound of a `range`.
+# and its members are `inner` apart. A program has GROUPS of them. Groups that fit into registers
+# are read once (HELD) and walked there; of others it reads MEMBERS at a time, in every walk. Walks
+# are a `while`: the interpreter of Triton 3.6 takes none of its own integers as a `range`'s bound.
 
 
 @triton.jit
@@ -70,18 +73,38 @@ def _tile(start, members, inner, groups, MEMBERS: tl.constexpr, GROUPS: tl.const
 
 
 @triton.jit
+def _hold(
+    tensor, members, inner, groups,
+    MEMBERS: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """The program's whole groups of a tensor, or None where they are read in every walk."""
+    if HELD:
+        at, inside = _tile(0, members, inner, groups, MEMBERS, GROUPS)
+        held = tl.load(tensor + at, mask=inside, other=0.0)
+    else:
+        held = None
+    return held
+
+
+@triton.jit
+def _read(tensor, held, at, inside):
+    """A tile, widened; 0 where there is nothing."""
+    return widen(tl.load(tensor + at, mask=inside, other=0.0) if held is None else held)
+
+
+@triton.jit
 def _deviations(
-    logits, at, inside, shrink, center, rest, ACTIVATION: tl.constexpr
+    logits, held, at, inside, shrink, center, rest, ACTIVATION: tl.constexpr
 ):  # fmt: skip
     """logit * shrink - mean * shrink of a tile."""
-    logit = widen(tl.load(logits + at, mask=inside, other=0.0)) * shrink[None, :]
+    logit = _read(logits, held, at, inside) * shrink[None, :]
     return logit if ACTIVATION == CHANNEL else (logit - center[None, :]) - rest[None, :]
 
 
 @triton.jit
 def _moments(
-    logits, members, inner, groups, shrink,
-    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
+    logits, held, members, inner, groups, shrink, ACTIVATION: tl.constexpr,
+    MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """center, rest and the sum of squared deviations of each group."""
     center = tl.zeros((GROUPS,), ACC)
@@ -94,7 +117,7 @@ def _moments(
         start = 0
         while start < members:
             at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-            d = _deviations(logits, at, inside, shrink, shift, rest, ACTIVATION)
+            d = _deviations(logits, held, at, inside, shrink, shift, rest, ACTIVATION)
             mean += tl.sum(tl.where(inside, d, 0.0), axis=0)
             start += MEMBERS
         mean = mean / members
@@ -107,7 +130,7 @@ def _moments(
     while start < members:
         # A second walk: the difference of sums of squares would cancel.
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        d = _deviations(logits, at, inside, shrink, center, rest, ACTIVATION)
+        d = _deviations(logits, held, at, inside, shrink, center, rest, ACTIVATION)
         square += tl.sum(tl.where(inside, d * d, 0.0), axis=0)
         start += MEMBERS
     return center, rest, square
@@ -115,20 +138,20 @@ def _moments(
 
 @triton.jit
 def _standard(
-    logits, members, inner, groups,
-    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
+    logits, held, members, inner, groups, ACTIVATION: tl.constexpr,
+    MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """shrink, center, rest and scale of each group."""
     SHRINK: tl.constexpr = SHRINK_64 if logits.dtype.element_ty == tl.float64 else SHRINK_32
     shrink = tl.full((GROUPS,), 1.0, ACC)
     center, rest, square = _moments(
-        logits, members, inner, groups, shrink, ACTIVATION, MEMBERS, GROUPS, ACC
+        logits, held, members, inner, groups, shrink, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
     infinite = (square - square) != 0.0  # NaN, too
     if tl.max(infinite.to(tl.int32), axis=0) > 0:
         shrink = tl.where(infinite, SHRINK, shrink)
         center, rest, square = _moments(
-            logits, members, inner, groups, shrink, ACTIVATION, MEMBERS, GROUPS, ACC
+            logits, held, members, inner, groups, shrink, ACTIVATION, MEMBERS, GROUPS, ACC
         )  # fmt: skip
     if ACTIVATION == CHANNEL:
         norm = tl.sqrt(square)
@@ -142,17 +165,24 @@ def _standard(
 @triton.jit
 def attention_gate_groups_kernel(
     logits, trunk, out, members, inner, groups,
-    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+    MEMBERS: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
+    if ROWS:  # as tiling.tile tells the compiler
+        members = members // UNIT * UNIT
+    else:
+        inner = inner // UNIT * UNIT
+        groups = groups // UNIT * UNIT
+    held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
-        logits, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
+        logits, held, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
     start = 0
     while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        t = widen(tl.load(trunk + at, mask=inside, other=0.0))
-        z = _deviations(logits, at, inside, shrink, center, rest, ACTIVATION) * scale[None, :]
+        t = _read(trunk, None, at, inside)
+        z = _deviations(logits, held, at, inside, shrink, center, rest, ACTIVATION) * scale[None, :]
         mask = z if ACTIVATION == CHANNEL else sigmoid(z)
         result = (1.0 + mask) * t if RESIDUAL else mask * t
         tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
@@ -161,12 +191,13 @@ def attention_gate_groups_kernel(
 
 @triton.jit
 def _grads(
-    grad, logits, trunk, at, inside, shrink, center, rest, scale, ACTIVATION: tl.constexpr
+    grad, logits, trunk, g_held, l_held, t_held, at, inside, shrink, center, rest, scale,
+    ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The incoming gradient, z, M and u = d out / d z of a tile. Outside all but z and M are 0."""
-    g = widen(tl.load(grad + at, mask=inside, other=0.0))
-    t = widen(tl.load(trunk + at, mask=inside, other=0.0))
-    z = _deviations(logits, at, inside, shrink, center, rest, ACTIVATION) * scale[None, :]
+    g = _read(grad, g_held, at, inside)
+    t = _read(trunk, t_held, at, inside)
+    z = _deviations(logits, l_held, at, inside, shrink, center, rest, ACTIVATION) * scale[None, :]
     if ACTIVATION == CHANNEL:
         mask = z
         u = g * t
@@ -179,19 +210,30 @@ def _grads(
 @triton.jit
 def attention_gate_groups_backward_kernel(
     grad, logits, trunk, grad_logits, grad_trunk, members, inner, groups,
-    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+    MEMBERS: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if grad_trunk.dtype.element_ty == tl.float64 else tl.float32
+    if ROWS:  # as tiling.tile tells the compiler
+        members = members // UNIT * UNIT
+    else:
+        inner = inner // UNIT * UNIT
+        groups = groups // UNIT * UNIT
+    t_held = _hold(trunk, members, inner, groups, MEMBERS, GROUPS, HELD)
+    l_held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
-        logits, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
+        logits, l_held, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
     )  # fmt: skip
+    # After the moments, or some chips' registers would not do.
+    g_held = _hold(grad, members, inner, groups, MEMBERS, GROUPS, HELD)
     first = tl.zeros((GROUPS,), ACC)
     second = tl.zeros((GROUPS,), ACC)
     start = 0
     while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
         g, z, mask, u = _grads(
-            grad, logits, trunk, at, inside, shrink, center, rest, scale, ACTIVATION
+            grad, logits, trunk, g_held, l_held, t_held, at, inside, shrink, center, rest, scale,
+            ACTIVATION,
         )  # fmt: skip
         first += tl.sum(u, axis=0)
         second += tl.sum(tl.where(inside, u * z, 0.0), axis=0)
@@ -209,7 +251,8 @@ def attention_gate_groups_backward_kernel(
     while start < members:
         at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
         g, z, mask, u = _grads(
-            grad, logits, trunk, at, inside, shrink, center, rest, scale, ACTIVATION
+            grad, logits, trunk, g_held, l_held, t_held, at, inside, shrink, center, rest, scale,
+            ACTIVATION,
         )  # fmt: skip
         to_logits = (scale * shrink)[None, :] * (u - first[None, :] - z * second[None, :])
         to_trunk = g * (1.0 + mask) if RESIDUAL else g * mask
@@ -231,12 +274,27 @@ def _tile_sizes(members: int, inner: int, groups: int) -> dict[str, int]:
     """A tile is wide where memory is contiguous: along the members of rows, across the columns.
 
     Few columns are cut into strips as narrow as memory's sectors, so that there are more programs.
+    A thread has at most 16 elements of a row, and 8 of columns, each with a mean and a scale of
+    its own.
     """
+    whole = triton.next_power_of_2(members)
     if inner > 1:
         wide = groups >= 32 * ENOUGH_PROGRAMS
-        return {"MEMBERS": 32, "GROUPS": 32} if wide else {"MEMBERS": 64, "GROUPS": 16}
-    wide = min(1024, triton.next_power_of_2(members))
-    return {"MEMBERS": wide, "GROUPS": 1024 // wide}
+        columns = 32 if wide and whole * 32 <= MOST_HELD else 16
+        held, looped = (whole, columns), (32, 32) if wide else (64, 16)
+    else:
+        held, looped = (whole, max(1, BLOCK // whole)), (BLOCK, 1)
+    holds = held[0] * held[1] <= MOST_HELD
+    tile = held if holds else looped
+    line = members if inner == 1 else inner
+    return {
+        "ROWS": inner == 1,
+        "UNIT": min(line & -line, 16),
+        "MEMBERS": tile[0],
+        "GROUPS": tile[1],
+        "HELD": holds,
+        "num_warps": max(4, tile[0] * tile[1] // (32 * (16 if inner == 1 else 8))),
+    }
 
 
 def attention_gate(logits: Tensor, trunk: Tensor, residual: bool, activation: int) -> Tensor:

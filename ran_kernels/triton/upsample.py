@@ -59,17 +59,29 @@ def first_target(source, step, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def divided(start, size, COUNT: tl.constexpr):
+    """Quotients and remainders by `size`, below 2**31, of start, ..., start + COUNT - 1.
+
+    One division in 64 bits, which no GPU has an instruction for, and the others in 32.
+    """
+    place = (start % size).to(tl.uint32) + tl.arange(0, COUNT).to(tl.uint32)
+    narrow = size.to(tl.uint32)
+    return start // size + (place // narrow).to(tl.int64), (place % narrow).to(tl.int32)
+
+
+@triton.jit
 def tile(channels, positions, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The image, the positions and the channels of this program, and which of them exist."""
+    """The image, the first position and the channels of this program, and which elements exist."""
     # 64-bit before anything is multiplied: a tensor may have more than 2**31 elements.
     program = tl.program_id(0).to(tl.int64)
     channel_tiles = tl.cdiv(channels, CHANNELS)
     position_tiles = tl.cdiv(positions, POSITIONS)
     channel = program % channel_tiles * CHANNELS + tl.arange(0, CHANNELS)
     program = program // channel_tiles
-    position = program % position_tiles * POSITIONS + tl.arange(0, POSITIONS)
-    inside = (position < positions)[:, None] & (channel < channels)[None, :]
-    return program // position_tiles, position, channel, inside
+    start = program % position_tiles * POSITIONS
+    exists = start + tl.arange(0, POSITIONS) < positions
+    inside = exists[:, None] & (channel < channels)[None, :]
+    return program // position_tiles, start, channel, inside
 
 
 @triton.jit
@@ -84,12 +96,17 @@ def offsets(image, position, channel, channels, positions, CHANNELS_LAST: tl.con
 def upsample_kernel(
     x, skip, out, channels, positions,
     h, w, height, width, over_y, under_y, over_x, under_x,
-    ADD: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ADD: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
     POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    image, position, channel, inside = tile(channels, positions, POSITIONS, CHANNELS)
-    top, bottom, low = tap_of(position // width, h, height, quotient(over_y, under_y, out), ALIGN)
-    left, right, far = tap_of(position % width, w, width, quotient(over_x, under_x, out), ALIGN)
+    if CHANNELS_LAST:  # as tiling.tile tells the compiler
+        channels = channels // UNIT * UNIT
+    else:
+        positions = positions // UNIT * UNIT
+    image, start, channel, inside = tile(channels, positions, POSITIONS, CHANNELS)
+    row, column = divided(start, width, POSITIONS)
+    top, bottom, low = tap_of(row, h, height, quotient(over_y, under_y, out), ALIGN)
+    left, right, far = tap_of(column, w, width, quotient(over_x, under_x, out), ALIGN)
     sources = h.to(tl.int64) * w
     upper, lower = top.to(tl.int64) * w, bottom.to(tl.int64) * w
     at = offsets(image, upper + left, channel, channels, sources, CHANNELS_LAST)
@@ -104,6 +121,7 @@ def upsample_kernel(
     above = (1.0 - far) * a + far * b
     below = (1.0 - far) * c + far * d
     result = (1.0 - low) * above + low * below
+    position = start + tl.arange(0, POSITIONS)
     at = offsets(image, position, channel, channels, positions, CHANNELS_LAST)
     if ADD:
         result += widen(tl.load(skip + at, mask=inside))
@@ -113,17 +131,20 @@ def upsample_kernel(
 @triton.jit(do_not_specialize=("source_size", "target_size", "over", "under"))
 def upsample_backward_kernel(
     grad, grad_x, rows, inner, source_size, target_size, over, under,
-    STEPS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr,
+    STEPS: tl.constexpr, ALIGN: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     # Along one axis: grad is (outer, target_size, inner), grad_x is (outer, source_size, inner) and
     # has outer · source_size rows. One axis after the other takes the sum of their steps, both at
     # once the product, most of which would be masked off.
+    inner = inner // UNIT * UNIT  # as tiling.tile tells the compiler
     program = tl.program_id(0).to(tl.int64)
     inner_tiles = tl.cdiv(inner, INNER)
     place = program % inner_tiles * INNER + tl.arange(0, INNER)
-    row = program // inner_tiles * ROWS + tl.arange(0, ROWS)
+    start = program // inner_tiles * ROWS
+    row = start + tl.arange(0, ROWS)
     inside = (row < rows)[:, None] & (place < inner)[None, :]
-    source = (row % source_size).to(tl.int32)
+    outer, source = divided(start, source_size, ROWS)
     scale = quotient(over, under, grad_x)
     # `over` is 0 where every target reads element 0, and the step between sources is not used.
     first = first_target(source, quotient(under, tl.maximum(over, 1), grad_x), ALIGN)
@@ -132,7 +153,7 @@ def upsample_backward_kernel(
         target = first + i
         upper, lower, low = tap_of(target, source_size, target_size, scale, ALIGN)
         reads = (target < target_size) & ((upper == source) | (lower == source))
-        at = (row // source_size * target_size + target)[:, None] * inner + place[None, :]
+        at = (outer * target_size + target)[:, None] * inner + place[None, :]
         g = widen(tl.load(grad + at, mask=inside & reads[:, None], other=0.0))
         total += tl.where(upper == source, 1.0 - low, low)[:, None] * g
         # Both taps may be this element. Adding up the weights would hide that 0 · inf is NaN.
@@ -199,6 +220,7 @@ def _gather(
         under,
         STEPS=_steps(source, over, under, target),
         ALIGN=align_corners,
+        UNIT=min(inner & -inner, 16),
         ROWS=1024 // block,
         INNER=block,
     )
@@ -212,7 +234,9 @@ def _interpolate(x: Tensor, skip: Tensor | None, out: Tensor, align_corners: boo
     n, channels, height, width = out.shape
     h, w = x.shape[2:]
     # Channels of a tile of 1024 elements.
-    block = min(128, triton.next_power_of_2(channels)) if layout == torch.channels_last else 8
+    last = layout == torch.channels_last
+    block = min(128, triton.next_power_of_2(channels)) if last else 8
+    line = channels if last else height * width
     tiles = triton.cdiv(channels, block) * triton.cdiv(height * width, 1024 // block)
     with device_of(out):
         upsample_kernel[(n * tiles,)](
@@ -229,7 +253,8 @@ def _interpolate(x: Tensor, skip: Tensor | None, out: Tensor, align_corners: boo
             *_scale(w, width, align_corners),
             ADD=skip is not None,
             ALIGN=align_corners,
-            CHANNELS_LAST=layout == torch.channels_last,
+            CHANNELS_LAST=last,
+            UNIT=min(line & -line, 16),
             POSITIONS=1024 // block,
             CHANNELS=block,
         )

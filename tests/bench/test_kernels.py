@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +34,25 @@ def test_low_precision_is_held_to_what_pytorch_is_off_by(name: str) -> None:
         require_as_exact("ours", wrong, own, exact)
 
 
+def run_benchmark(tmp_path: Path, plugin: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and result file of add_affine_relu's, forward, with a plugin beside."""
+    (tmp_path / "beside.py").write_text("import torch\n" + plugin)
+    command = [sys.executable, "-m", "pytest", "bench/kernels", "-q", "-p", "no:cacheprovider"]
+    command += ["--op=add_affine_relu", "--device=cpu", "--batch=1", "--rounds=1"]
+    command += ["--layout=contiguous", "-k", "not backward", "-p", "beside", *options]
+    # Of a worker that shares the tests pytest-benchmark takes no figures.
+    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
+    environment = {**own, "PYTHONPATH": str(tmp_path)}
+    path = tmp_path / "r.json"
+    command += ["--result", str(path)]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert path.is_file(), ended.stdout
+    return ended.returncode, json.loads(path.read_text())
+
+
 def test_a_run_that_is_cut_keeps_what_has_ended(tmp_path: Path) -> None:
-    (tmp_path / "cut.py").write_text(
-        "import os, pytest, torch\n"
+    plugin = (
+        "import os, pytest\n"
         "torch.compile = lambda function, **_: function\n"  # this is about the file
         "ended = []\n"
         "@pytest.hookimpl(trylast=True)\n"
@@ -44,18 +61,21 @@ def test_a_run_that_is_cut_keeps_what_has_ended(tmp_path: Path) -> None:
         "    if len(ended) == 2:\n"
         "        os._exit(9)\n"
     )
-    options = ["--op=add_affine_relu", "--device=cpu", "--batch=1", "--rounds=1", "--layout"]
-    command = [sys.executable, "-m", "pytest", "bench/kernels", "-q", "-p", "no:cacheprovider"]
-    command += [*options, "contiguous", "-k", "not backward", "-p", "cut", "--result"]
-    # Of a worker that shares the tests pytest-benchmark takes no figures.
-    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
-    environment = {**own, "PYTHONPATH": str(tmp_path)}
-    path = tmp_path / "r.json"
-    ended = subprocess.run(
-        [*command, str(path)], cwd=ROOT, env=environment, capture_output=True, check=False
-    )
-    assert ended.returncode == 9, ended.stdout
-    content = json.loads(path.read_text())
+    code, content = run_benchmark(tmp_path, plugin)
+    assert code == 9
     assert content["kind"] == "kernels"
     assert [result["op"] for result in content["results"]] == ["add_affine_relu"] * 2
     assert all(result["dtype"] == "float32" for result in content["results"])
+
+
+def test_what_torch_compile_computes_wrong_has_no_speed_and_ours_has(tmp_path: Path) -> None:
+    plugin = (
+        "def compile(function, **_):\n"
+        "    return lambda *inputs: [t * float('nan') for t in function(*inputs)]\n"
+        "torch.compile = compile\n"
+    )
+    code, content = run_benchmark(tmp_path, plugin, "--first-stage")
+    assert code == 0
+    (result,) = content["results"]
+    assert set(result["samples"]) == {"ours", "eager", "copy", "read"}
+    assert "compile: expected result 0 within" in result["refused"]

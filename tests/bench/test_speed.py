@@ -12,9 +12,26 @@ from torch._inductor.graph import GraphLowering
 from bench import machine
 from bench.networks import speed, tables
 from bench.networks.profiles import Generated, kind, profile
+from bench.networks.variants import Ready, measured
 from bench.results_file import Record
 
 WAYS = ["plain contiguous", "plain", "ours"]  # compiling takes half a minute
+
+
+def test_a_variant_that_computes_something_else_has_no_speed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def prepare(name: str) -> Ready:
+        if name == "compiled":
+            raise ValueError("compiled: result 0 is off by nan of its norm")
+        return Ready(lambda: lambda: torch.ones(3), "cpu", compiles=False)
+
+    *_, entry = measured(["plain", "compiled", "ours"], prepare, ("plain", "ours"), "cpu", 2)
+    assert set(entry["samples"]) == {"plain", "ours"}
+    assert entry["refused"] == {"compiled": "compiled: result 0 is off by nan of its norm"}
+    assert "compiled: no speed, as it computes something else" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="off by nan"):
+        list(measured(["plain", "compiled"], prepare, ("plain", "compiled"), "cpu", 2))
 
 
 @pytest.mark.usefixtures("few_channels")

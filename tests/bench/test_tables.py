@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 
 from bench import training
 from bench.networks.tables import scale
-from bench.plots import bars, draw, ratios, scaling, traffic
-from bench.tables import DOCUMENTS, TABLES, filled
+from bench.plots import bars, draw, main, ratios, scaling, traffic
+from bench.tables import DOCUMENTS, RESULTS, TABLES, filled
 
 MACHINE = {
     "chip": "chip",
@@ -53,6 +53,36 @@ def test_pictures_show_every_operator(tmp_path: Path) -> None:
     paths = draw(content, "kernels", tmp_path)
     assert [path.name for path in paths] == ["kernels-ratios.png", "kernels-traffic.png"]
     assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_what_was_wrong_has_no_ratio(tmp_path: Path) -> None:
+    shape = {"batch": 1, "stage": [2, 3, 3], "layout": "contiguous", "dtype": "float32"}
+    samples = {"ours": [1e-3], "eager": [2e-3], "copy": [1e-3]}
+    result = {
+        "op": "CBAM",
+        "direction": "forward",
+        "bytes": 1e6,
+        "floor_traffic": 2,
+        **shape,
+        "samples": samples,
+        "peak_bytes": {"ours": 1, "eager": 1},
+    }
+    content = {"kind": "kernels", "machine": MACHINE, "results": [result]}
+    assert "| 0.50–0.50 | wrong | 1.00–1.00 |" in TABLES["kernels"](content)
+    assert "| 0.50 | wrong | 1.00 |" in TABLES["kernels rows"](content)
+    right = {**result, "samples": {**samples, "compile": [4e-3]}}
+    content["results"] = [result, right]
+    assert "| 0.50–0.50 | 0.25–0.25 | 1.00–1.00 |" in TABLES["kernels"](content)
+    assert draw(content, "kernels", tmp_path)
+
+
+def test_the_pictures_of_every_file_of_results_can_be_drawn(tmp_path: Path) -> None:
+    for path in RESULTS.glob("*.json"):
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes())
+        main([str(copy)])
+    curves = {path.stem for path in RESULTS.glob("training-*.json")}
+    assert {path.stem.removesuffix("-curves") for path in tmp_path.glob("*-curves.png")} == curves
 
 
 def test_the_slope_of_a_sweep_is_stated() -> None:

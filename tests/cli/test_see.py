@@ -251,6 +251,20 @@ def test_masks_of_weights_that_are_no_numbers_are_not_drawn(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("output", ["masks.png", "masks.gif"])
+def test_masks_that_are_no_numbers_are_not_drawn(
+    checkpoint: Path, photos: Path, tmp_path: Path, output: str
+) -> None:
+    network, card = load_network(checkpoint)
+    # Finite itself, and NaN once its root is taken.
+    network.get_buffer("stem.norm.running_var").fill_(-1)
+    save_network(network, card, tmp_path / "bad")
+    options = ("--gif",) if output.endswith("gif") else ()
+    result = ran("masks", tmp_path / "bad", photos / "b.png", "-o", tmp_path / output, *options)
+    refused(result, "expected finite outputs")
+    assert not (tmp_path / output).exists()
+
+
 def test_a_wrong_option_in_a_card_is_named_with_its_file(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(checkpoint, folder)

@@ -168,7 +168,14 @@ def corpus() -> list[Hostile]:
         Hostile("3.pgm", content(b"P5 4 1 3\n" + bytes(_RAMP.flatten().tolist())), _GRAY),
         Hostile("4095.pgm", content(b"P5 4 1 4095\n" + deep.astype(">u2").tobytes()), _GRAY),
         Hostile("65535.pgm", content(b"P5 4 1 65535\n" + word.astype(">u2").tobytes()), _GRAY),
-        Hostile("dark.pgm", content(b"P5 4 1 65535\n" + deep.astype(">u2").tobytes()), deep >> 8),
+        Hostile("dark.pgm", content(b"P5 4 1 65534\n" + deep.astype(">u2").tobytes()), deep >> 8),
+        Hostile("12-in-16.pgm", saved(Image.fromarray(deep), "PPM"), "12 bits in 16"),
+        Hostile("12-in-16-plain.pgm", content(b"P2 2 1 65535\n0 4095\n"), "12 bits in 16"),
+        Hostile(
+            "12-in-16.ppm",
+            content(b"P6 4 1 65535\n" + np.stack([deep] * 3, -1).astype(">u2").tobytes()),
+            "fewer bits in 16",
+        ),
         Hostile(
             "4095.ppm",
             content(b"P6 4 1 4095\n" + np.stack([deep] * 3, -1).astype(">u2").tobytes()),
@@ -176,6 +183,8 @@ def corpus() -> list[Hostile]:
         ),
         Hostile("float.ppm", content(b"Pf\n4 1\n-1.0\n" + floats.tobytes()), unknown),
         Hostile("16.jp2", saved(Image.fromarray(word), "JPEG2000", no_jp2=False), _GRAY),
+        Hostile("12-in-16.jp2", saved(Image.fromarray(deep), "JPEG2000"), "12 bits in 16"),
+        Hostile("8.jp2", saved(Image.fromarray(_GRAY.astype(np.uint8)), "JPEG2000"), _GRAY),
         # colours
         Hostile("palette.png", saved(_palette(), "PNG"), red_blue),
         Hostile("palette-clear.png", saved(_palette(), "PNG", transparency=b"\0\x80"), red_blue),

@@ -32,21 +32,29 @@ DATA, SUM, INDEX = "*data", "*fp32", "*i32"
 
 
 def upsample_launches() -> dict[str, list[dict[str, Any]]]:
-    """Of upsample's kernels: 28×28 to 56×56 in both layouts; back along columns and along rows."""
+    """Of upsample's kernels: 28×28 to 56×56 in both layouts, 7×7 to 14×14; back along columns and
+    along rows, and to 14×14 along columns."""
     scales = {"over_y": 27, "under_y": 55, "over_x": 27, "under_x": 55}
     sizes = {"h": 28, "w": 28, "height": 56, "width": 56, "channels": 256, "positions": 3136}
-    forward = {"x": DATA, "skip": DATA, "out": DATA, **sizes, **scales, "ALIGN": True}
+    small = {"h": 7, "w": 7, "height": 14, "width": 14, "channels": 1024, "positions": 196}
+    small |= {"over_y": 6, "under_y": 13, "over_x": 6, "under_x": 13}
+    forward = {"x": DATA, "skip": DATA, "out": DATA, **sizes, **scales, "ALIGN": True, "UNIT": 16}
     axis = {"source_size": 28, "target_size": 56, "over": 27, "under": 55, "STEPS": 7}
     return {
         "upsample.upsample_kernel": [
             {**forward, "ADD": True, "CHANNELS_LAST": False, "POSITIONS": 128, "CHANNELS": 8},
             {**forward, "ADD": False, "CHANNELS_LAST": True, "POSITIONS": 8, "CHANNELS": 128},
+            {**forward, **small, "ADD": True, "CHANNELS_LAST": False}
+            | {"UNIT": 4, "POSITIONS": 128, "CHANNELS": 8},
         ],
         "upsample.upsample_backward_kernel": [
             {"grad": DATA, "grad_x": SUM, "rows": 7168, "inner": 56, **axis, "ALIGN": True}
-            | {"ROWS": 16, "INNER": 64},
+            | {"UNIT": 8, "ROWS": 16, "INNER": 64},
             {"grad": SUM, "grad_x": DATA, "rows": 200704, "inner": 1, **axis, "ALIGN": False}
-            | {"ROWS": 1024, "INNER": 1},
+            | {"UNIT": 1, "ROWS": 1024, "INNER": 1},
+            {"grad": DATA, "grad_x": SUM, "rows": 229376, "inner": 28, "source_size": 14}
+            | {"target_size": 28, "over": 13, "under": 27, "STEPS": 6, "ALIGN": True}
+            | {"UNIT": 4, "ROWS": 32, "INNER": 32},
         ],
     }
 
@@ -169,10 +177,11 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     grad_channel = {**data("grad", "x"), **gates, **maps, **stride}
     finish = {"count": 8 * 196, "splits": 32, "BLOCK_SPLITS": 32}
     gate = {"n": 2**20, "RESIDUAL": True, "BLOCK": attention_gate.BLOCK}
-    # "channel" over columns, "spatial" along rows.
+    # "channel" over columns, "spatial" along rows and over columns.
     groups = [
         {"members": 1024, "inner": 196, "groups": 196, "RESIDUAL": True, "ACTIVATION": 1},
         {"members": 196, "inner": 1, "groups": 1024, "RESIDUAL": True, "ACTIVATION": 2},
+        {"members": 196, "inner": 1024, "groups": 32768, "RESIDUAL": True, "ACTIVATION": 2},
     ]
     for launch in groups:
         launch.update(
@@ -322,8 +331,19 @@ def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dic
         "shared": built.metadata.shared,
         "products": sorted(set(re.findall(TENSOR_CORES, built.asm["ptx"]))),
         "narrow": narrow_offsets(built.asm["ttir"]),
+        "accesses": accesses(built.asm["ptx"]),
         **_resources(built.asm["cubin"]),
     }
+
+
+def accesses(ptx: str) -> dict[str, dict[str, int]]:
+    """How many loads ("ld") and stores ("st") of global memory move how many bytes a thread."""
+    counts: dict[str, dict[str, int]] = {"ld": {}, "st": {}}
+    pattern = r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b"
+    for kind, elements, bits in re.findall(pattern, ptx):
+        size = str(int(elements or 1) * int(bits) // 8)
+        counts[kind][size] = counts[kind].get(size, 0) + 1
+    return counts
 
 
 def narrow_offsets(ir: str) -> list[str]:

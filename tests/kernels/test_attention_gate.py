@@ -69,6 +69,24 @@ def test_exactness_of_the_other_activations(
     )
 
 
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("activation", "shape"), [("channel", (1, 300, 2, 3)), ("spatial", (1, 2, 65, 64))], ids=str
+)
+def test_groups_of_more_than_registers_hold(
+    place: Place, activation: str, shape: tuple[int, ...], layout: str
+) -> None:
+    logits, trunk = (LAYOUTS[layout](t) for t in inputs(shape, device=place.device))
+    check_against_reference(
+        place,
+        ran_kernels.attention_gate,
+        reference.attention_gate,
+        (logits, trunk),
+        activation=activation,
+    )
+
+
 def maps_of(values: Tensor, shape: tuple[int, ...], layout: str, place: Place) -> Tensor:
     """(N, C, H, W) whose groups are `values` or equal ones: one for each channel."""
     return LAYOUTS[layout](values.reshape(1, -1, 1, 1).expand(shape)).to(place.device)

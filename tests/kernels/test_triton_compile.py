@@ -77,6 +77,32 @@ def test_no_build_spills(compiled: dict[str, Any]) -> None:
     assert spilling == []
 
 
+#: Launches on rows of 14×14, which are packs of 4, and how many tensors they read and write.
+PACKED = {
+    ("attention_gate.attention_gate_groups_kernel", 0): None,
+    ("attention_gate.attention_gate_groups_kernel", 1): (2, 1),  # held in registers
+    ("attention_gate.attention_gate_groups_backward_kernel", 0): None,
+    ("attention_gate.attention_gate_groups_backward_kernel", 1): (3, 2),
+    ("upsample.upsample_kernel", 2): None,
+}
+
+
+def test_rows_of_packs_are_moved_in_packs_and_groups_in_registers_read_once(
+    compiled: dict[str, Any],
+) -> None:
+    checked = 0
+    for build in compiled["builds"]:
+        number, _, dtype = build["build"].removeprefix("launch ").split(", ")
+        if (build["kernel"], int(number)) in PACKED:
+            checked += 1
+            pack = str(4 * getattr(torch, dtype).itemsize)
+            loads, stores = build["accesses"]["ld"], build["accesses"]["st"]
+            assert set(stores) == {pack}, build
+            if tensors := PACKED[build["kernel"], int(number)]:
+                assert loads[pack] * tensors[1] == stores[pack] * tensors[0], build
+    assert checked == len(PACKED) * len(ARCHITECTURES) * len(DTYPES)
+
+
 def test_every_build_fits_the_smallest_shared_memory(compiled: dict[str, Any]) -> None:
     """99 KB a block on compute capability 8.6, 8.9 and 12.0; 163 and 227 on the large GPUs."""
     assert [build for build in compiled["builds"] if build["shared"] > 99 * 1024] == []

@@ -1,8 +1,8 @@
 """What the kernels cost, in figures that do not depend on the machine's load.
 
 ``python -m tests.regression.measure`` writes them to baseline.json, which the tests compare with;
-names of parts ("cpu", "cuda", "triton", "traffic") renew those alone. Do that in the commit that
-changes a kernel on purpose, and say in its message what it bought.
+names of parts ("cpu", "cuda", "triton", "traffic", "networks") renew those alone. Do that in the
+commit that changes a kernel on purpose, and say in its message what it bought.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ran_kernels import extension
 from tests.emulator import build
@@ -29,6 +30,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 #: Share by which a figure may differ from its baseline.
 TOLERANCE = 0.05
+#: The GPUs whose figures are in the baseline, of those that a build may hold code for.
+CHIPS = ("sm_80", "sm_90")
 
 
 def cpu_objects() -> list[Path]:
@@ -73,6 +76,7 @@ def cuda_resources() -> dict[str, dict[str, int]]:
         f"{kernel}, {target}": used
         for kernel, targets in extension.build_info()["kernels"].items()
         for target, used in targets.items()
+        if target in CHIPS
     }
 
 
@@ -85,7 +89,7 @@ def triton_resources(builds: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
             "code_bytes": build["cubin"],
         }
         for build in builds
-        if "sm_80" in build["build"] or "sm_90" in build["build"]
+        if any(chip in build["build"] for chip in CHIPS)
     }
 
 
@@ -97,6 +101,8 @@ def versions() -> dict[str, str | None]:
         "cuda": info.get("cuda"),
         "triton": importlib.metadata.version("triton"),
         "traffic": build.compiler_version() if build.compiler() else None,
+        # Its minor version: what the plain operators are made of may change with it.
+        "networks": "torch " + ".".join(torch.__version__.split(".")[:2]),
     }
 
 
@@ -122,12 +128,28 @@ def memory_traffic() -> dict[str, dict[str, float]]:
     return {row.name: traffic.counted(row, resources) for row in traffic.rows()}
 
 
+def networks() -> dict[str, dict[str, int]]:
+    """Bytes that a training step moves, plain and ours, by network."""
+    from bench.networks.traffic import NETWORKS
+
+    return {name: steps(name) for name in NETWORKS}
+
+
+def steps(network: str) -> dict[str, int]:
+    """Those of one network, by variant, at batch 128 in bfloat16."""
+    # Here, as the kernels' tests read this file beside an installed package, where no bench is.
+    from bench.networks.traffic import measure
+
+    return measure(network, 128, None, torch.bfloat16, inductor=False)["bytes"]
+
+
 #: In this order: the traffic's waves of blocks depend on the registers.
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "cpu": instructions,
     "cuda": cuda_resources,
     "triton": compiled_triton,
     "traffic": memory_traffic,
+    "networks": networks,
 }
 
 

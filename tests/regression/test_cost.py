@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.networks import traffic as network_traffic
 from ran_kernels import extension
 from tests.emulator import build
 
@@ -53,6 +54,13 @@ def test_resources_of_the_cuda_kernels() -> None:
         if name.rpartition(", ")[2] in extension.build_info()["gpu_targets"]
     }
     check(now, then)
+
+
+def test_chips_that_the_baseline_has_not_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {"registers": 40}
+    kernels = {"a_kernel": dict.fromkeys(("sm_80", "sm_90", "sm_100", "sm_120"), used)}
+    monkeypatch.setattr(extension, "build_info", lambda: {"kernels": kernels})
+    assert measure.cuda_resources() == {"a_kernel, sm_80": used, "a_kernel, sm_90": used}
 
 
 def test_a_difference_shows() -> None:
@@ -103,6 +111,12 @@ def test_memory_traffic_of_the_cuda_kernels(batch: int) -> None:
     assert not found, "\n".join(
         ["if on purpose, python -m tests.regression.measure traffic renews the baseline:", *found]
     )
+
+
+@pytest.mark.parametrize("network", network_traffic.NETWORKS)
+def test_traffic_of_the_networks(network: str) -> None:
+    then = measure.read_baseline("networks")
+    check({network: measure.steps(network)}, {network: then[network]})
 
 
 def test_worse_traffic_shows() -> None:

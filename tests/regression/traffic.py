@@ -1,7 +1,7 @@
 """What the networks' operators cost in memory traffic, as the emulator counts it: the rows of the
 guard and of the table.
 
-``python -m tests.regression.traffic FILE`` writes the table as Markdown, row by row; with
+``python -m tests.regression.traffic FILE`` writes the table as Markdown and why.md beneath it; with
 ``--extension ran_kernels/_C.SUFFIX.so`` also where nvcc's accesses differ from those counted.
 """
 
@@ -181,6 +181,8 @@ blocks of each grid standing for all; registers of sm_90 as in tests/regression/
 ## Above {MOST_BYTES:g} × the least bytes, or {MOST_SECTORS:g} × the sectors of what is asked for
 
 {exceeding(figures)}
+
+{(Path(__file__).parent / "why.md").read_text().rstrip()}
 """
     if options.extension:
         text += f"""

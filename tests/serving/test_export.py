@@ -144,6 +144,17 @@ def test_a_network_of_nan_is_not_written(save: Callable[[str], Path]) -> None:
     assert not list(folder.glob("*.pt2"))
 
 
+@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=needs_onnx)])
+def test_files_of_any_name_are_written_and_read_again(tmp_path: Path, suffix: str) -> None:
+    batch, network = torch.randn(2, 3, 4, 4), torch.nn.Conv2d(3, 2, 1)
+    card = NetworkCard("any", ("cat", "dog"), Preprocessing(4, 1.0, (0.5,) * 3, (0.5,) * 3))
+    write = exporting._write_pt2 if suffix == ".pt2" else exporting._write_onnx
+    path = tmp_path / f"caf\udce9{suffix}"  # no UTF-8
+    found = write(exporting._trace(network, batch), path, card)(batch)
+    torch.testing.assert_close(found, network(batch), rtol=1e-4, atol=1e-5)
+    assert path.stat().st_size
+
+
 def test_missing_packages_are_named(
     save: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,3 +76,19 @@ def test_nor_loaded_into_a_deployed_network() -> None:
     with pytest.raises(UserError, match=f"state_dict: expected finite numbers, {name} has"):
         deployed.load_state_dict(state)
     assert torch.equal(deployed(x), want)
+
+
+def test_nor_converted_to_a_dtype_that_has_none_for_them() -> None:
+    deployed = ran.deploy(shaped(NETWORKS["authors"]()))
+    for name, tensor in deployed.network.state_dict().items():
+        if name.endswith("conv2.weight"):
+            tensor.view(-1)[0] = 1e6
+            break
+    x = images()
+    want = deployed(x)
+    with pytest.raises(UserError, match=f"model, in float16: expected finite numbers, {name} has"):
+        deployed.half()
+    assert deployed.dtype == torch.float32
+    assert torch.equal(deployed(x), want)
+    assert deployed.to(torch.bfloat16).dtype == torch.bfloat16
+    assert deployed(x).isfinite().all()

@@ -5,13 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ran.training.logs import CurveLog
 
+accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
 
 def shown(folder: Path) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder)).Reload().Scalars("loss")
+    events = accumulators.EventAccumulator(str(folder)).Reload().Scalars("loss")
     return [(event.step, event.value) for event in events]
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ran
 import ran.training.run
@@ -103,6 +102,8 @@ def test_a_length_in_iterations_ends_within_an_epoch_and_resumes(
 
 
 def test_no_step_is_logged_twice(pets: Path, tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
     class FailAfterStep(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
             if trainer.global_step == 60:
@@ -113,7 +114,7 @@ def test_no_step_is_logged_twice(pets: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         ran.train(**settings, callbacks=[FailAfterStep()])
     ran.train(**settings, resume=True)  # from the end of the first epoch, step 34
-    log = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    log = accumulators.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in log.Scalars("train_loss")] == [49, 99, 101]
     assert [event.step for event in log.Scalars("test_accuracy")] == [33, 67, 101]
     lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

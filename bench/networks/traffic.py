@@ -1,0 +1,187 @@
+"""Bytes that a training step moves, by operator, counted without running it.
+
+    python -m bench.networks.traffic --network attention92 --result network-traffic.json
+
+Forward, loss and backward go through every operator on tensors that have a shape and no memory, so
+that no GPU and no time is needed and every machine counts the same. An operator reads each argument
+once and writes each result once, except that batch normalisation in training reads its input twice
+forward, and its input and gradient twice backward; views cost nothing. "plain" runs every operator
+of the network as its reference in plain PyTorch. On a GPU a step takes about the time of its bytes.
+
+``--inductor`` adds what torch.compile makes of the plain network: Inductor's own count of the
+buffers that its kernels read and write, with the fusions that it chooses for a CPU. It lowers the
+whole step and compiles none of it; that takes minutes a network.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import ran
+import ran_kernels
+from bench.results_file import report as finish
+
+from . import tables
+from .inductor_traffic import counted_by_inductor
+
+NETWORKS = ("attention56", "attention92", "cbam_resnet50", "cbam_resnext50_32x4d")
+#: The backend, by what the results call a variant.
+VARIANTS = {"plain": "reference", "ours": "auto"}
+#: Which arguments are read once more than they are named.
+READ_AGAIN = {
+    "aten::native_batch_norm": (0,),
+    "aten::cudnn_batch_norm": (0,),
+    "aten::native_batch_norm_backward": (0, 1),
+    "aten::cudnn_batch_norm_backward": (0, 1),
+}
+#: Results that are written without being read first, though they are arguments as well.
+OVERWRITES = ("aten::copy_", "aten::zero_", "aten::fill_")
+#: Give memory, or another name for it.
+FREE = ("empty", "detach", "alias")
+
+
+class Traffic(TorchDispatchMode):
+    """Counts, while it is entered, the bytes of every operator's arguments and results.
+
+    Attributes:
+        bytes: by operator.
+        calls: by operator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if func.is_view or func.namespace == "prim" or any(part in name for part in FREE):
+            return result
+        read = _bytes((args, kwargs)) + sum(_bytes(args[i]) for i in READ_AGAIN.get(name, ()))
+        if name in OVERWRITES:
+            read -= _bytes(args[0])
+        self.bytes[name] += read + _bytes(result)
+        self.calls[name] += 1
+        return result
+
+
+def _bytes(tree: Any) -> int:
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def training_step(
+    network: str, batch: int, size: int | None, dtype: torch.dtype
+) -> Iterator[Callable[[], Tensor]]:
+    """Forward and loss of a network in training, channels_last, all of it in `dtype`.
+
+    In its context tensors have no memory, and the result's ``backward`` may be called.
+    """
+    default = torch.get_default_dtype()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            torch.set_default_dtype(dtype)
+            model: Any = ran.create_model(network).train()
+        finally:
+            torch.set_default_dtype(default)
+        channels, side, _ = model.pretrained_cfg["input_size"]
+        images = torch.empty(
+            batch,
+            *(channels, size or side, size or side),
+            dtype=dtype,
+            memory_format=torch.channels_last,
+        )
+        classes = torch.zeros(batch, dtype=torch.long)
+
+        def loss() -> Tensor:
+            return F.cross_entropy(model(images), classes)
+
+        yield loss
+
+
+def _side(network: str) -> int:
+    with torch.device("meta"):
+        return int(ran.create_model(network).pretrained_cfg["input_size"][1])  # type: ignore[index]
+
+
+def count(network: str, variant: str, batch: int, size: int | None, dtype: torch.dtype) -> Traffic:
+    """The bytes and calls of a training step of `network` in a variant of ``VARIANTS``."""
+    with (
+        training_step(network, batch, size, dtype) as loss,
+        ran_kernels.backend(VARIANTS[variant]),
+        Traffic() as traffic,
+    ):
+        loss().backward()
+    return traffic
+
+
+def measure(
+    network: str, batch: int, size: int | None, dtype: torch.dtype, inductor: bool
+) -> dict[str, Any]:
+    """One entry of a result file."""
+    entry: dict[str, Any] = {
+        "network": network,
+        "batch": batch,
+        "size": [size or _side(network)] * 2,
+        "dtype": str(dtype).removeprefix("torch."),
+        "bytes": {},
+        "operators": {},
+    }
+    for variant in VARIANTS:
+        found = count(network, variant, batch, size, dtype)
+        entry["bytes"][variant] = found.bytes.total()
+        entry["operators"][variant] = {
+            name: {"calls": found.calls[name], "bytes": number}
+            for name, number in found.bytes.most_common()
+        }
+    if inductor:
+        with (
+            training_step(network, batch, size, dtype) as loss,
+            ran_kernels.backend(VARIANTS["plain"]),
+        ):
+            entry["bytes"]["plain compiled"] = counted_by_inductor(loss)
+    return entry
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; ``arguments`` are ``sys.argv``'s if None."""
+    parser = argparse.ArgumentParser(prog="python -m bench.networks.traffic")
+    parser.add_argument("--network", action="append", help="repeatable; by default four")
+    parser.add_argument("--batch", type=int, default=128, help="images")
+    parser.add_argument("--size", type=int, help="height and width, by default the network's own")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--inductor", action="store_true", help="what torch.compile makes of plain")
+    parser.add_argument("--result", type=Path, help="JSON file to write")
+    given = parser.parse_args(arguments)
+    one = partial(
+        measure,
+        batch=given.batch,
+        size=given.size,
+        dtype=getattr(torch, given.dtype),
+        inductor=given.inductor,
+    )
+    results = [one(name) for name in given.network or NETWORKS]
+    finish("network traffic", results, tables.traffic, given.result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The count of what a training step moves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bench.networks import tables, traffic
+from bench.networks.inductor_traffic import counted_by_inductor
+
+BYTES = 4 * 2 * 3 * 8 * 8  # of the tensor that the operators below are called with
+
+
+def counted(*names: str) -> dict[str, int]:
+    """The bytes of some operators, forward and backward, on one small tensor."""
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 8, 8, requires_grad=True)
+        weight, bias = (torch.empty(3, requires_grad=True) for _ in range(2))
+        with traffic.Traffic() as found:
+            if "norm" in names:
+                x = F.batch_norm(x, None, None, weight, bias, training=True)
+            if "relu" in names:
+                x = F.relu(x, inplace="norm" in names)
+            if "add" in names:
+                x = x + x.detach()
+            x.view(-1).sum().backward()
+    return dict(found.bytes)
+
+
+def test_operators_move_what_they_read_and_write() -> None:
+    small = 100  # bytes: the channels' numbers, and single ones
+    forward = counted("norm", "relu", "add")
+    assert forward["aten::native_batch_norm"] == pytest.approx(3 * BYTES, abs=small)
+    assert forward["aten::native_batch_norm_backward"] == pytest.approx(5 * BYTES, abs=small)
+    assert forward["aten::relu_"] == 2 * BYTES
+    assert forward["aten::threshold_backward"] == 3 * BYTES
+    assert forward["aten::add"] == 3 * BYTES
+    assert forward["aten::sum"] == BYTES + 4
+    assert not any("view" in name or "detach" in name or "prim" in name for name in forward)
+
+
+def test_a_copy_does_not_read_what_it_overwrites() -> None:
+    with FakeTensorMode():
+        x = torch.empty(10)
+        with traffic.Traffic() as found:
+            x.copy_(torch.empty(10, dtype=torch.float64))
+            x.zero_()
+    assert found.bytes == {"aten::copy_": 80 + 40, "aten::zero_": 40}
+
+
+def test_kinds_take_every_operator_once() -> None:
+    operators = {
+        name: {"calls": 1, "bytes": 10**i}
+        for i, name in enumerate(
+            ["aten::convolution_backward", "ran::batch_norm_grad", "aten::add_", "ran::upsample"]
+        )
+    }
+    assert tables.by_kind_moved(operators) == {
+        "convolutions": 1,
+        "norm and ReLU": 10,
+        "additions": 100,
+        "the rest": 1000,
+    }
+
+
+def test_entries_and_their_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "traffic.json"
+    traffic.main(["--network", "attention56_cifar", "--batch", "2", "--result", str(path)])
+    (entry,) = json.loads(path.read_text())["results"]
+    assert (entry["size"], entry["dtype"]) == ([32, 32], "bfloat16")
+    for variant, moved in entry["bytes"].items():
+        assert sum(o["bytes"] for o in entry["operators"][variant].values()) == moved
+    assert entry["bytes"]["ours"] < entry["bytes"]["plain"]
+    assert entry["operators"]["ours"]["ran::attention_gate_backward"]["calls"] > 0
+    assert not any(name.startswith("ran::") for name in entry["operators"]["plain"])
+    assert "| attention56_cifar | 2×3×32×32 | bfloat16 |" in capsys.readouterr().out
+
+
+def test_inductor_counts_what_its_fused_kernels_move() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(1000, requires_grad=True)
+        # Forward: reads x. Backward, 2x times a number: reads x, and writes its gradient.
+        moved = counted_by_inductor(lambda: (x * x + 1).sum())
+    assert moved == pytest.approx(3 * 4000, abs=100)
