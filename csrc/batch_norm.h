@@ -23,7 +23,7 @@ struct BatchNormChannels {
 };
 
 // Mean and biased variance of a channel over N, H, W, of x or of the sum  x + addend  as rounded to its
-// dtype. Parts of a channel are merged by their means and squared deviations (Chan et al. 1979).
+// dtype. From deviations from a number near the mean, never from squares of x itself.
 struct BatchNormStatistics {
   const void* x;
   const void* addend;  // or null
