@@ -28,6 +28,7 @@ from .harness import (
     everywhere,
     kernels,
     outputs_and_grads,
+    registrations,
 )
 
 # Which of (channel_logits, spatial_logits, shortcut) are given.
@@ -170,7 +171,7 @@ def test_saved_for_backward(place: Place, relu: bool) -> None:
     assert {t.data_ptr() for t in saved} == expected
 
 
-@kernels
+@registrations
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"
