@@ -102,6 +102,41 @@ def _deviations(
 
 
 @triton.jit
+def _sum(
+    logits, held, start, members, inner, groups, shrink, center, rest,
+    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """The sum of a tile's deviations, or of their squares, for each group."""
+    at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
+    d = _deviations(logits, held, at, inside, shrink, center, rest, ACTIVATION)
+    return tl.sum(tl.where(inside, d * d if SQUARES else d, 0.0), axis=0)
+
+
+@triton.jit
+def _sums(
+    logits, held, members, inner, groups, shrink, center, rest,
+    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """`_sum` of all tiles. Of a group that is held there is one, without a loop around it, out of
+    which Triton 3.6 moves what it must not."""
+    if held is None:
+        sums = tl.zeros_like(shrink)
+        start = 0
+        while start < members:
+            sums += _sum(
+                logits, held, start, members, inner, groups, shrink, center, rest,
+                ACTIVATION, MEMBERS, GROUPS, SQUARES,
+            )  # fmt: skip
+            start += MEMBERS
+    else:
+        sums = _sum(
+            logits, held, 0, members, inner, groups, shrink, center, rest,
+            ACTIVATION, MEMBERS, GROUPS, SQUARES,
+        )  # fmt: skip
+    return sums
+
+
+@triton.jit
 def _moments(
     logits, held, members, inner, groups, shrink, ACTIVATION: tl.constexpr,
     MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
@@ -113,26 +148,19 @@ def _moments(
         q = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
         first = (q // inner) * members * inner + q % inner
         shift = widen(tl.load(logits + first, mask=q < groups, other=0.0)) * shrink
-        mean = tl.zeros((GROUPS,), ACC)
-        start = 0
-        while start < members:
-            at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-            d = _deviations(logits, held, at, inside, shrink, shift, rest, ACTIVATION)
-            mean += tl.sum(tl.where(inside, d, 0.0), axis=0)
-            start += MEMBERS
-        mean = mean / members
+        mean = _sums(
+            logits, held, members, inner, groups, shrink, shift, rest,
+            ACTIVATION, MEMBERS, GROUPS, False,
+        ) / members  # fmt: skip
         # shift + mean and what rounding loses of it (Knuth's TwoSum)
         center = shift + mean
         part = center - shift
         rest = (shift - (center - part)) + (mean - part)
-    square = tl.zeros((GROUPS,), ACC)
-    start = 0
-    while start < members:
-        # A second walk: the difference of sums of squares would cancel.
-        at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        d = _deviations(logits, held, at, inside, shrink, center, rest, ACTIVATION)
-        square += tl.sum(tl.where(inside, d * d, 0.0), axis=0)
-        start += MEMBERS
+    # A second walk: the difference of sums of squares would cancel.
+    square = _sums(
+        logits, held, members, inner, groups, shrink, center, rest,
+        ACTIVATION, MEMBERS, GROUPS, True,
+    )  # fmt: skip
     return center, rest, square
 
 
