@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import dense_layout, in_layout_of, memory_format_of
-from .common import device_of, sigmoid, widen
+from .common import device_of, sigmoid, unit_of, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
 BLOCK = 1024
@@ -60,6 +60,17 @@ def attention_gate_backward_kernel(
 # and its members are `inner` apart. A program has GROUPS of them. Groups that fit into registers
 # are read once (HELD) and walked there; of others it reads MEMBERS at a time, in every walk. Walks
 # are a `while`: the interpreter of Triton 3.6 takes none of its own integers as a `range`'s bound.
+
+
+@triton.jit
+def _in_units(members, inner, groups, ROWS: tl.constexpr, UNIT: tl.constexpr):
+    """The sizes, with what the compiler is told of them as in tiling.tile."""
+    if ROWS:
+        members = members // UNIT * UNIT
+    else:
+        inner = inner // UNIT * UNIT
+        groups = groups // UNIT * UNIT
+    return members, inner, groups
 
 
 @triton.jit
@@ -197,11 +208,7 @@ def attention_gate_groups_kernel(
     MEMBERS: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
-    if ROWS:  # as tiling.tile tells the compiler
-        members = members // UNIT * UNIT
-    else:
-        inner = inner // UNIT * UNIT
-        groups = groups // UNIT * UNIT
+    members, inner, groups = _in_units(members, inner, groups, ROWS, UNIT)
     held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
         logits, held, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
@@ -242,11 +249,7 @@ def attention_gate_groups_backward_kernel(
     MEMBERS: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if grad_trunk.dtype.element_ty == tl.float64 else tl.float32
-    if ROWS:  # as tiling.tile tells the compiler
-        members = members // UNIT * UNIT
-    else:
-        inner = inner // UNIT * UNIT
-        groups = groups // UNIT * UNIT
+    members, inner, groups = _in_units(members, inner, groups, ROWS, UNIT)
     t_held = _hold(trunk, members, inner, groups, MEMBERS, GROUPS, HELD)
     l_held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
@@ -317,7 +320,7 @@ def _tile_sizes(members: int, inner: int, groups: int) -> dict[str, int]:
     line = members if inner == 1 else inner
     return {
         "ROWS": inner == 1,
-        "UNIT": min(line & -line, 16),
+        "UNIT": unit_of(line),
         "MEMBERS": tile[0],
         "GROUPS": tile[1],
         "HELD": holds,
