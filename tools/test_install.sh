@@ -33,7 +33,8 @@ check "$work/oldest"
 
 echo "== built against torch $oldest"
 "$python" -m venv "$work/source"
-"$work/source/bin/python" -m pip install --quiet "torch==$oldest" ninja pybind11 'setuptools>=77' wheel
+# With the torchvision that fits it: one for another torch does not load beside it.
+"$work/source/bin/python" -m pip install --quiet "torch==$oldest" torchvision ninja pybind11 'setuptools>=77' wheel
 mkdir "$work/sources"
 tar -xzf "$work"/dist/*.tar.gz -C "$work/sources" --strip-components=1
 RAN_CUDA=${RAN_CUDA-1} TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} \

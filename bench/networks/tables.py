@@ -45,18 +45,13 @@ def traffic(content: dict[str, Any]) -> str:
     results = content["results"]
     others = dict.fromkeys(name for result in results for name in result["bytes"])
     del others["plain"]
-    kinds = by_kind_moved(results[0]["operators"]["plain"])
-    headings = ["network", "images", "dtype", "plain PyTorch, GB", *kinds, *others]
+    headings = ["network", "images", "dtype", "plain PyTorch, GB", *MOVED, THE_REST, *others]
     lines = [summary(content["machine"]), "", line(*headings)]
     lines.append("|---|---|---|" + "--:|" * (len(headings) - 3))
     for result in results:
-        moved = result["bytes"]
+        moved, kinds = result["bytes"], by_kind_moved(result["operators"]["plain"])
         cells = [result["network"], _images(result), result["dtype"]]
-        cells.append(f"{moved['plain'] / 1e9:,.1f}")
-        cells += [
-            f"{number / 1e9:,.1f}"
-            for number in by_kind_moved(result["operators"]["plain"]).values()
-        ]
+        cells += [f"{number / 1e9:,.1f}" for number in (moved["plain"], *kinds.values())]
         cells += [
             f"{moved[name] / 1e9:,.1f} ({moved[name] / moved['plain']:.2f})"
             if name in moved

@@ -91,8 +91,9 @@ def _bytes(tree: Any) -> int:
 @contextmanager
 def training_step(
     network: str, batch: int, size: int | None, dtype: torch.dtype
-) -> Iterator[Callable[[], Tensor]]:
-    """Forward and loss of a network in training, channels_last, all of it in `dtype`.
+) -> Iterator[tuple[Callable[[], Tensor], int]]:
+    """Forward and loss of a network in training, channels_last, all of it in `dtype`; its images'
+    height and width, by default the network's own.
 
     In its context tensors have no memory, and the result's ``backward`` may be called.
     """
@@ -104,62 +105,49 @@ def training_step(
         finally:
             torch.set_default_dtype(default)
         channels, side, _ = model.pretrained_cfg["input_size"]
-        images = torch.empty(
-            batch,
-            *(channels, size or side, size or side),
-            dtype=dtype,
-            memory_format=torch.channels_last,
-        )
+        side = size or side
+        shape = (batch, channels, side, side)
+        images = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
         classes = torch.zeros(batch, dtype=torch.long)
 
         def loss() -> Tensor:
             return F.cross_entropy(model(images), classes)
 
-        yield loss
-
-
-def _side(network: str) -> int:
-    with torch.device("meta"):
-        return int(ran.create_model(network).pretrained_cfg["input_size"][1])  # type: ignore[index]
-
-
-def count(network: str, variant: str, batch: int, size: int | None, dtype: torch.dtype) -> Traffic:
-    """The bytes and calls of a training step of `network` in a variant of ``VARIANTS``."""
-    with (
-        training_step(network, batch, size, dtype) as loss,
-        ran_kernels.backend(VARIANTS[variant]),
-        Traffic() as traffic,
-    ):
-        loss().backward()
-    return traffic
+        yield loss, side
 
 
 def measure(
     network: str, batch: int, size: int | None, dtype: torch.dtype, inductor: bool
 ) -> dict[str, Any]:
     """One entry of a result file."""
-    entry: dict[str, Any] = {
-        "network": network,
-        "batch": batch,
-        "size": [size or _side(network)] * 2,
-        "dtype": str(dtype).removeprefix("torch."),
-        "bytes": {},
-        "operators": {},
-    }
-    for variant in VARIANTS:
-        found = count(network, variant, batch, size, dtype)
-        entry["bytes"][variant] = found.bytes.total()
-        entry["operators"][variant] = {
+    moved: dict[str, int] = {}
+    operators: dict[str, dict[str, dict[str, int]]] = {}
+    for variant, backend in VARIANTS.items():
+        with (
+            training_step(network, batch, size, dtype) as (loss, side),
+            ran_kernels.backend(backend),
+            Traffic() as found,
+        ):
+            loss().backward()
+        moved[variant] = found.bytes.total()
+        operators[variant] = {
             name: {"calls": found.calls[name], "bytes": number}
             for name, number in found.bytes.most_common()
         }
     if inductor:
         with (
-            training_step(network, batch, size, dtype) as loss,
+            training_step(network, batch, size, dtype) as (loss, side),
             ran_kernels.backend(VARIANTS["plain"]),
         ):
-            entry["bytes"]["plain compiled"] = counted_by_inductor(loss)
-    return entry
+            moved["plain compiled"] = counted_by_inductor(loss)
+    return {
+        "network": network,
+        "batch": batch,
+        "size": [side, side],
+        "dtype": str(dtype).removeprefix("torch."),
+        "bytes": moved,
+        "operators": operators,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import dense_layout, in_layout_of, memory_format_of
-from .common import device_of, sigmoid, widen
+from .common import device_of, sigmoid, unit_of, widen
 
 # Elements a program: 4 warps with 16 bytes of bfloat16 a thread.
 BLOCK = 1024
@@ -63,6 +63,17 @@ def attention_gate_backward_kernel(
 
 
 @triton.jit
+def _in_units(members, inner, groups, ROWS: tl.constexpr, UNIT: tl.constexpr):
+    """The sizes, with what the compiler is told of them as in tiling.tile."""
+    if ROWS:
+        members = members // UNIT * UNIT
+    else:
+        inner = inner // UNIT * UNIT
+        groups = groups // UNIT * UNIT
+    return members, inner, groups
+
+
+@triton.jit
 def _tile(start, members, inner, groups, MEMBERS: tl.constexpr, GROUPS: tl.constexpr):
     """Offsets of the next MEMBERS × GROUPS tile, and which of them exist."""
     q = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
@@ -102,6 +113,41 @@ def _deviations(
 
 
 @triton.jit
+def _sum(
+    logits, held, start, members, inner, groups, shrink, center, rest,
+    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """The sum of a tile's deviations, or of their squares, for each group."""
+    at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
+    d = _deviations(logits, held, at, inside, shrink, center, rest, ACTIVATION)
+    return tl.sum(tl.where(inside, d * d if SQUARES else d, 0.0), axis=0)
+
+
+@triton.jit
+def _sums(
+    logits, held, members, inner, groups, shrink, center, rest,
+    ACTIVATION: tl.constexpr, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """`_sum` of all tiles. Of a group that is held there is one, without a loop around it, out of
+    which Triton 3.6 moves what it must not."""
+    if held is None:
+        sums = tl.zeros_like(shrink)
+        start = 0
+        while start < members:
+            sums += _sum(
+                logits, held, start, members, inner, groups, shrink, center, rest,
+                ACTIVATION, MEMBERS, GROUPS, SQUARES,
+            )  # fmt: skip
+            start += MEMBERS
+    else:
+        sums = _sum(
+            logits, held, 0, members, inner, groups, shrink, center, rest,
+            ACTIVATION, MEMBERS, GROUPS, SQUARES,
+        )  # fmt: skip
+    return sums
+
+
+@triton.jit
 def _moments(
     logits, held, members, inner, groups, shrink, ACTIVATION: tl.constexpr,
     MEMBERS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr,
@@ -113,26 +159,19 @@ def _moments(
         q = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
         first = (q // inner) * members * inner + q % inner
         shift = widen(tl.load(logits + first, mask=q < groups, other=0.0)) * shrink
-        mean = tl.zeros((GROUPS,), ACC)
-        start = 0
-        while start < members:
-            at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-            d = _deviations(logits, held, at, inside, shrink, shift, rest, ACTIVATION)
-            mean += tl.sum(tl.where(inside, d, 0.0), axis=0)
-            start += MEMBERS
-        mean = mean / members
+        mean = _sums(
+            logits, held, members, inner, groups, shrink, shift, rest,
+            ACTIVATION, MEMBERS, GROUPS, False,
+        ) / members  # fmt: skip
         # shift + mean and what rounding loses of it (Knuth's TwoSum)
         center = shift + mean
         part = center - shift
         rest = (shift - (center - part)) + (mean - part)
-    square = tl.zeros((GROUPS,), ACC)
-    start = 0
-    while start < members:
-        # A second walk: the difference of sums of squares would cancel.
-        at, inside = _tile(start, members, inner, groups, MEMBERS, GROUPS)
-        d = _deviations(logits, held, at, inside, shrink, center, rest, ACTIVATION)
-        square += tl.sum(tl.where(inside, d * d, 0.0), axis=0)
-        start += MEMBERS
+    # A second walk: the difference of sums of squares would cancel.
+    square = _sums(
+        logits, held, members, inner, groups, shrink, center, rest,
+        ACTIVATION, MEMBERS, GROUPS, True,
+    )  # fmt: skip
     return center, rest, square
 
 
@@ -169,11 +208,7 @@ def attention_gate_groups_kernel(
     MEMBERS: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
-    if ROWS:  # as tiling.tile tells the compiler
-        members = members // UNIT * UNIT
-    else:
-        inner = inner // UNIT * UNIT
-        groups = groups // UNIT * UNIT
+    members, inner, groups = _in_units(members, inner, groups, ROWS, UNIT)
     held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
         logits, held, members, inner, groups, ACTIVATION, MEMBERS, GROUPS, ACC
@@ -214,11 +249,7 @@ def attention_gate_groups_backward_kernel(
     MEMBERS: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if grad_trunk.dtype.element_ty == tl.float64 else tl.float32
-    if ROWS:  # as tiling.tile tells the compiler
-        members = members // UNIT * UNIT
-    else:
-        inner = inner // UNIT * UNIT
-        groups = groups // UNIT * UNIT
+    members, inner, groups = _in_units(members, inner, groups, ROWS, UNIT)
     t_held = _hold(trunk, members, inner, groups, MEMBERS, GROUPS, HELD)
     l_held = _hold(logits, members, inner, groups, MEMBERS, GROUPS, HELD)
     shrink, center, rest, scale = _standard(
@@ -289,7 +320,7 @@ def _tile_sizes(members: int, inner: int, groups: int) -> dict[str, int]:
     line = members if inner == 1 else inner
     return {
         "ROWS": inner == 1,
-        "UNIT": min(line & -line, 16),
+        "UNIT": unit_of(line),
         "MEMBERS": tile[0],
         "GROUPS": tile[1],
         "HELD": holds,

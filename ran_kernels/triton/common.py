@@ -24,6 +24,11 @@ def accumulator(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty(shape, dtype=dtype)
 
 
+def unit_of(size: int) -> int:
+    """A kernel's UNIT: the power of two, 16 at most, that the inner size is a multiple of."""
+    return min(size & -size, 16)
+
+
 @triton.jit
 def widen(x):
     """The type arithmetic is done in: float64 stays, everything else becomes float32."""

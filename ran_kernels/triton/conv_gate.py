@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import dense_layout, memory_format_of
-from .common import device_of, sigmoid, widen
+from .common import device_of, sigmoid, unit_of, widen
 
 # Rows of tiles that are gone through before the next column of tiles: they share their columns'
 # operand in the L2 cache, and all of them together fit beside it.
@@ -133,7 +133,7 @@ def plan(x: Tensor, out: Tensor) -> tuple[tuple[int], dict[str, int | bool]]:
         "row_tiles": row_tiles,
         "column_tiles": column_tiles,
         "INNER": inner,
-        "UNIT": min(columns & -columns, 16),
+        "UNIT": unit_of(columns),
         "CHANNELS_LAST": channels_last,
         "BLOCK_ROWS": tile.rows,
         "BLOCK_COLUMNS": tile.columns,

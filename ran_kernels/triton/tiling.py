@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .common import unit_of
+
 # Neighbours in memory that a tile takes of each line: 256 bytes in 16 bits, whole cache lines,
 # and few lanes idle on maps of 56, 28, 14 and 7 squared.
 INNER = 128
@@ -70,7 +72,7 @@ class Tiling:
             "row_blocks": self.row_blocks,
             "splits": self.splits,
             "chunk": self.chunk,
-            "UNIT": min(inner & -inner, 16),
+            "UNIT": unit_of(inner),
             "COLUMNS_INSIDE": self.columns_inside,
             "BLOCK_ROWS": self.block_rows,
             "BLOCK_COLUMNS": self.block_columns,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import empty_image, memory_format_of
-from .common import device_of, widen
+from .common import device_of, unit_of, widen
 
 # Not compiled in, not even where they are 1: every ratio runs the same code.
 SIZES = ("h", "w", "height", "width", "over_y", "under_y", "over_x", "under_x")
@@ -220,7 +220,7 @@ def _gather(
         under,
         STEPS=_steps(source, over, under, target),
         ALIGN=align_corners,
-        UNIT=min(inner & -inner, 16),
+        UNIT=unit_of(inner),
         ROWS=1024 // block,
         INNER=block,
     )
@@ -254,7 +254,7 @@ def _interpolate(x: Tensor, skip: Tensor | None, out: Tensor, align_corners: boo
             ADD=skip is not None,
             ALIGN=align_corners,
             CHANNELS_LAST=last,
-            UNIT=min(line & -line, 16),
+            UNIT=unit_of(line),
             POSITIONS=1024 // block,
             CHANNELS=block,
         )

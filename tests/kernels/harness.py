@@ -67,6 +67,10 @@ def _places() -> list[Any]:
 everywhere = pytest.mark.parametrize("place", _places())
 #: The same without the reference, for tests that compare with it.
 kernels = pytest.mark.parametrize("place", _places()[1:])
+#: For what is checked of operators as they are registered, where the emulated kernels have no part.
+registrations = pytest.mark.parametrize(
+    "place", [place for place in _places()[1:] if place is not EMULATED]
+)
 #: Triton alone, for an operator that has no native kernels.
 triton_only = pytest.mark.parametrize(
     "place", [place for place in _places() if place.values[0].backend == "triton"]

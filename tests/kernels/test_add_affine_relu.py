@@ -12,7 +12,7 @@ import ran_kernels
 from ran_kernels import reference
 
 from .cbam_cases import NATIVE_LAYOUTS, SHAPES, features, fits
-from .harness import DTYPES, LAYOUTS, Place, check_outputs, kernels
+from .harness import DTYPES, LAYOUTS, Place, check_outputs, kernels, registrations
 
 SMALL = (2, 3, 5, 7)
 
@@ -99,7 +99,7 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
     assert place.run(ran_kernels.affine_relu, *without_b(args)).shape == shape
 
 
-@kernels
+@registrations
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"

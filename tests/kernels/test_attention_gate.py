@@ -19,6 +19,7 @@ from .harness import (
     everywhere,
     kernels,
     outputs_and_grads,
+    registrations,
     relative_error,
 )
 
@@ -247,7 +248,7 @@ def test_only_logits_and_trunk_are_saved_for_backward(place: Place) -> None:
     assert {t.data_ptr() for t in saved} == {logits.data_ptr(), trunk.data_ptr()}
 
 
-@kernels
+@registrations
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"

@@ -19,6 +19,7 @@ from .harness import (
     everywhere,
     kernels,
     outputs_and_grads,
+    registrations,
 )
 
 
@@ -115,7 +116,7 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
     assert not grads[1].count_nonzero()
 
 
-@kernels
+@registrations
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"

@@ -24,6 +24,7 @@ from .harness import (
     everywhere,
     kernels,
     outputs_and_grads,
+    registrations,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -222,7 +223,7 @@ def test_nothing_is_saved_and_skips_gradient_is_not_copied(place: Place) -> None
     assert of_skip.data_ptr() == grad.data_ptr()
 
 
-@kernels
+@registrations
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 def test_opcheck(place: Place, layout: str) -> None:
     overload = "triton" if place.backend == "triton" else "default"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from bench.networks import traffic as network_traffic
 from ran_kernels import extension
 from tests.emulator import build
 
@@ -111,12 +110,6 @@ def test_memory_traffic_of_the_cuda_kernels(batch: int) -> None:
     assert not found, "\n".join(
         ["if on purpose, python -m tests.regression.measure traffic renews the baseline:", *found]
     )
-
-
-@pytest.mark.parametrize("network", network_traffic.NETWORKS)
-def test_traffic_of_the_networks(network: str) -> None:
-    then = measure.read_baseline("networks")
-    check({network: measure.steps(network)}, {network: then[network]})
 
 
 def test_worse_traffic_shows() -> None:

@@ -147,7 +147,7 @@ def test_a_folder_goes_before_a_repository(saved: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asked"))
     monkeypatch.chdir(saved.parent.parent)
     ran.from_pretrained(f"{saved.parent.name}/{saved.name}")
-    for name in ("owner", "a/b/c", "../x", "./x", "owner/.hidden", "owner/", "owner/a b"):
+    for name in ("owner", "a/b/c", "../not-there", "./x", "owner/.hidden", "owner/", "owner/a b"):
         assert "expected a folder with model.safetensors, or owner/name" in refused(name)
     assert "expected a folder" in refused(Path("owner/name"))
 
