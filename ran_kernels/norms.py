@@ -28,6 +28,27 @@ def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
     return F.relu(norm(x)) if options is None else batch_norm_relu(x, **options)
 
 
+def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """``act(norm(x))``, as `norm_relu` where `act` is a plain `torch.nn.ReLU` without hooks."""
+    if _is_relu(act, x):
+        return norm_relu(norm, x)
+    out: Tensor = act(norm(x))
+    return out
+
+
+def add_norm_act(norm: nn.Module, act: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a + b`` and ``act(norm(a + b))``, as `add_norm_relu` likewise."""
+    if _is_relu(act, a):
+        return add_norm_relu(norm, a, b)
+    total = a + b
+    return total, act(norm(total))
+
+
+def _is_relu(act: nn.Module, x: Tensor) -> bool:
+    # torch.fx sees the module.
+    return type(act) is nn.ReLU and is_called_plainly(act) and not isinstance(x, torch.fx.Proxy)
+
+
 def add_norm_relu(norm: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """``a + b`` and ``relu(norm(a + b))`` with `ran_kernels.add_batch_norm_relu`.
 

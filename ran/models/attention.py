@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ran_kernels
+from ran_kernels.nn import norm_relu_conv
 
 from ..checks import require_choice, require_count
-from .modes import checkpointed, stored
+from .modes import checkpointed
+from .sums import Features, chained, opened, value_of
 from .units import max_pool, unit_sequence
 
 #: What the soft mask branch adds to an interpolation: see :class:`SoftMaskBranch`.
@@ -35,6 +36,9 @@ class MaskHead(nn.Module):
     (``norm_first``); after post-activation units they are normalised already.
     """
 
+    #: As in `units.PreActUnit`.
+    recompute_norms = False
+
     def __init__(self, channels: int, *, norm_first: bool) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels) if norm_first else None
@@ -43,9 +47,17 @@ class MaskHead(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bn1 is not None:
-            x = F.relu(self.bn1(x), inplace=True)
-        return self.conv2(F.relu(self.bn2(self.conv1(x)), inplace=True))
+        return value_of(self.chain(x))
+
+    def chain(self, x: Features) -> Features:
+        """``forward``, of a sum that may be open."""
+        recompute = self.recompute_norms
+        if self.bn1 is None:
+            y = self.conv1(value_of(x))
+        else:
+            (y,) = opened(self.bn1, x, self.conv1, recompute=recompute)
+        (y,) = norm_relu_conv(self.bn2, y, self.conv2, recompute=recompute)
+        return y
 
 
 class SoftMaskBranch(nn.Module):
@@ -80,22 +92,24 @@ class SoftMaskBranch(nn.Module):
 
     def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
         """Logits (N, C, H, W) of the mask for ``trunk`` (N, C, H, W), from x of the same shape."""
-        levels = []
-        for down in self.down:
-            x = down(self.pool(x))
-            levels.append(x)
-        x = self.bottom(x)
-        for level in range(self.depth - 2, -1, -1):
-            skip = self.skip[level](levels[level])
-            if self.additive:
-                skip = skip + levels[level]
-            x = self.up[level](ran_kernels.upsample_add(x, skip))
+        skips: list[Tensor] = []
+        features: Features = x
+        for level, down in enumerate(self.down):
+            features = chained(down, self.pool(value_of(features)))
+            if level < self.depth - 1:
+                # Before the next pooling, which needs the sum that this one's first unit makes.
+                skip = value_of(chained(self.skip[level], features))
+                skips.append(skip + value_of(features) if self.additive else skip)
+        features = chained(self.bottom, features)
+        for skip, up in zip(reversed(skips), reversed(self.up), strict=True):
+            features = chained(up, ran_kernels.upsample_add(value_of(features), skip))
         if self.depth:
+            x = value_of(features)
             if self.additive:
-                x = ran_kernels.upsample_add(x, trunk)
+                features = ran_kernels.upsample_add(x, trunk)
             else:
-                x = ran_kernels.upsample(x, (trunk.shape[2], trunk.shape[3]))
-        return self.head(x)
+                features = ran_kernels.upsample(x, (trunk.shape[2], trunk.shape[3]))
+        return value_of(chained(self.head, features))
 
 
 class AttentionModule(nn.Module):
@@ -145,15 +159,29 @@ class AttentionModule(nn.Module):
         )
 
     def _close(self, logits: Tensor, trunk: Tensor) -> Tensor:
-        return self.post(self._gate(logits, trunk))
+        return value_of(chained(self.post, self._gate(logits, trunk)))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.grad_checkpointing:
+            return value_of(self.chain(x))
+
+        def units(part: nn.Sequential, x: Tensor) -> Tensor:
+            return checkpointed(part, lambda x: value_of(chained(part, x)), x)
+
         # By parts, as one module of the first stage holds half of a network's activations.
-        run = checkpointed if self.grad_checkpointing else stored
-        x = run(self.pre, self.pre, x)
-        trunk = run(self.trunk, self.trunk, x)
-        logits = run(self.mask, self.mask, x, trunk)
-        return run(self.post, self._close, logits, trunk)
+        x = units(self.pre, x)
+        trunk = units(self.trunk, x)
+        logits = checkpointed(self.mask, self.mask, x, trunk)
+        return checkpointed(self.post, self._close, logits, trunk)
+
+    def chain(self, x: Features) -> Features:
+        """``forward``, with sums left open at both ends."""
+        if self.grad_checkpointing:
+            return self.forward(value_of(x))
+        x = chained(self.pre, x)
+        trunk = value_of(chained(self.trunk, x))
+        logits = self.mask(value_of(x), trunk)
+        return chained(self.post, self._gate(logits, trunk))
 
     def forward_attention(self, x: Tensor) -> tuple[Tensor, AttentionFeatures]:
         """``forward``'s output beside the trunk, the mask and the gated features it came from."""

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from ran_kernels.nn import CBAM
+from ran_kernels.nn import CBAM, norm_act, norm_relu_conv
 
 from ..checks import (
     is_count,
@@ -20,7 +19,7 @@ from ..checks import (
     require_images,
     require_probability,
 )
-from .modes import checkpointed, evaluating, stored
+from .modes import checkpointed, evaluating, set_recomputing, stored
 from .size import cbam_parameters, require_parameters
 
 # As in residual_attention.py.
@@ -42,6 +41,8 @@ class _CbamBlock(nn.Module):
     cbam: CBAM
     downsample: nn.Module | None
     grad_checkpointing = False
+    #: As in `units.PreActUnit`.
+    recompute_norms = False
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual branch up to its last normalisation, (N, out, h, w)."""
@@ -80,8 +81,9 @@ class CbamBasicBlock(_CbamBlock, BasicBlock):
         self.cbam = CBAM(self.conv2.out_channels, reduction)
 
     def branch(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.bn2(self.conv2(x))
+        recompute = self.recompute_norms
+        (x,) = norm_relu_conv(self.bn1, self.conv1(x), self.conv2, recompute=recompute)
+        return self.bn2(x)
 
 
 class CbamBottleneck(_CbamBlock, Bottleneck):
@@ -101,9 +103,10 @@ class CbamBottleneck(_CbamBlock, Bottleneck):
         self.cbam = CBAM(self.conv3.out_channels, reduction)
 
     def branch(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return self.bn3(self.conv3(x))
+        recompute = self.recompute_norms
+        (x,) = norm_relu_conv(self.bn1, self.conv1(x), self.conv2, recompute=recompute)
+        (x,) = norm_relu_conv(self.bn2, x, self.conv3, recompute=recompute)
+        return self.bn3(x)
 
 
 #: Residual blocks of a network, a second or two to build.
@@ -225,15 +228,18 @@ class CbamResNet(ResNet):
         require_head(num_classes, current if global_pool is None else global_pool)
         super().reset_classifier(num_classes, global_pool)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the stem and each block in the backward instead of storing them.
+    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
+        """Compute activations again in the backward instead of storing them.
 
-        Gradients and running statistics are those of the network without checkpointing. For the
-        latter the blocks do it themselves: timm's own loop counts a batch twice.
+        True: the stem and each block, from their inputs. "norms": what the blocks' normalisations
+        give to convolutions, from what they normalise, which costs a pass over memory and no
+        convolution. Gradients and running statistics are those of the network without
+        checkpointing. For the latter the blocks do it themselves: timm's own loop counts a batch
+        twice.
         """
-        self._recomputing = enable
+        self._recomputing = set_recomputing(self, enable)
         for _, block in self._blocks():
-            block.grad_checkpointing = enable
+            block.grad_checkpointing = self._recomputing
 
     @torch.no_grad()
     def attention_masks(self, x: Tensor) -> dict[str, Tensor]:
@@ -254,7 +260,7 @@ class CbamResNet(ResNet):
         return masks
 
     def _open(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        return self.maxpool(norm_act(self.bn1, self.act1, self.conv1(x)))
 
     def _blocks(self) -> Iterator[tuple[str, Any]]:
         for stage in STAGES:

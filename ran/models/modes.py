@@ -10,6 +10,8 @@ from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..checks import require_choice
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -67,3 +69,16 @@ def checkpointed(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tens
     if not is_compiling():
         options["context_fn"] = partial(_recompute_contexts, block)
     return checkpoint(forward, *inputs, **options)
+
+
+def set_recomputing(model: nn.Module, enable: bool | str) -> bool:
+    """Let the units of `model` compute normalised activations again where `enable` is "norms".
+
+    Returns whether they are to be computed again as a whole, which is True. Raises ValueError, and
+    changes nothing, where it is neither "norms" nor a bool.
+    """
+    require_choice("enable", (False, True, "norms"), enable)
+    for module in model.modules():
+        if hasattr(type(module), "recompute_norms"):
+            module.recompute_norms = enable == "norms"
+    return bool(enable) and enable != "norms"

@@ -9,6 +9,9 @@ import torch.fx
 from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
+from ran_kernels.nn import norm_act
+from ran_kernels.parts import is_called_plainly
+
 from ..checks import (
     require,
     require_choice,
@@ -18,16 +21,17 @@ from ..checks import (
     require_probability,
 )
 from .attention import AttentionFeatures, AttentionModule
-from .modes import checkpointed, evaluating, stored
+from .modes import checkpointed, evaluating, set_recomputing, stored
 from .size import attention_parameters, require_parameters
 from .spec import NetworkSpec
+from .sums import Features, Sum, chained, value_of
 from .units import UNITS, init_weights, max_pool
 
 # For torch.fx, which cannot look into what asks for a shape: a call of its own in the graph.
 torch.fx.wrap("require_images")
 
 
-def _stem(spec: NetworkSpec, in_chans: int) -> nn.Sequential:
+def _make_stem(spec: NetworkSpec, in_chans: int) -> nn.Sequential:
     kernel, width = spec.stem_kernel, spec.stem_width
     conv = nn.Conv2d(in_chans, width, kernel, spec.stem_stride, padding=kernel // 2, bias=False)
     return nn.Sequential(
@@ -97,7 +101,7 @@ class ResidualAttentionNetwork(nn.Module):
         self.grad_checkpointing = False
         self.minimum_size = spec.minimum_size
 
-        self.stem = _stem(spec, in_chans)
+        self.stem = _make_stem(spec, in_chans)
         self.stem_pool = max_pool(spec.stem_pool, spec.pool) if spec.stem_pool else nn.Identity()
         reduction = spec.stem_stride
         self.feature_info: list[dict[str, Any]] = [
@@ -131,27 +135,36 @@ class ResidualAttentionNetwork(nn.Module):
     def _check(self, x: Tensor) -> None:
         require_images(x, self.in_chans, self.minimum_size)
 
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, stage: nn.Module, x: Features) -> Features:
         for block in stage.children():
             # An attention module sees to its own parts.
             whole = self.grad_checkpointing and not isinstance(block, AttentionModule)
-            x = checkpointed(block, block, x) if whole else block(x)
+            x = checkpointed(block, block, value_of(x)) if whole else chained(block, x)
         return x
 
-    def _open(self, x: Tensor) -> Tensor:
-        return self.stem_pool(self.stem(x))
+    def _stem(self, x: Tensor) -> Tensor:
+        stem = self.stem
+        plain = type(stem) is nn.Sequential and is_called_plainly(stem)
+        if not plain or [*stem._modules] != ["conv", "norm", "act"]:  # or somebody put a layer in
+            return stem(x)
+        return norm_act(stem.norm, stem.act, stem.conv(x))
 
-    def _close(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(x))
+    def _open(self, x: Tensor) -> Tensor:
+        return self.stem_pool(self._stem(x))
+
+    def _close(self, x: Features) -> Tensor:
+        if isinstance(x, Sum):
+            return x.norm_act(self.norm, self.act)
+        return norm_act(self.norm, self.act, x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features (N, num_features, h, w) before the pooling, normalised, from (N, C, H, W)."""
         self._check(x)
         run = checkpointed if self.grad_checkpointing else stored
-        x = run(self.stem, self._open, x)
+        features: Features = run(self.stem, self._open, x)
         for stage in self.stages:
-            x = self._run(stage, x)
-        return self._close(x)
+            features = self._run(stage, features)
+        return self._close(features)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (N, num_classes) of ``forward_features``' output, or (N, num_features) before."""
@@ -178,18 +191,20 @@ class ResidualAttentionNetwork(nn.Module):
         require_choice("output_fmt", ("NCHW",), output_fmt)
         self._check(x)
         take = self._take_indices(indices)
-        x = self.stem(x)
+        x = self._stem(x)
         intermediates = [x] if 0 in take else []
-        x = self.stem_pool(x)
+        features: Features = self.stem_pool(x)
         stages = self.stages[: max(take)] if stop_early else self.stages
         final = len(self.feature_info) - 1
         for index, stage in enumerate(stages, start=1):
-            x = self._run(stage, x)
+            features = self._run(stage, features)
             if index in take:
-                intermediates.append(self._close(x) if norm and index == final else x)
+                closed = norm and index == final
+                intermediates.append(self._close(features) if closed else value_of(features))
         if intermediates_only:
             return intermediates
-        return self._close(x) if len(stages) == final else x, intermediates
+        out = self._close(features) if len(stages) == final else value_of(features)
+        return out, intermediates
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.feature_info)
@@ -231,15 +246,18 @@ class ResidualAttentionNetwork(nn.Module):
         self.head.reset(num_classes, global_pool)
         self.head.apply(init_weights)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the stem, units and attention modules' parts in the backward, not store them.
+    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
+        """Compute activations again in the backward instead of storing them.
 
-        Gradients and running statistics are those of the network without checkpointing.
+        True: the stem, units and attention modules' parts, from their inputs. "norms": what the
+        units' normalisations give to convolutions, from what they normalise, which costs a pass
+        over memory and no convolution. Gradients and running statistics are those of the network
+        without checkpointing.
         """
-        self.grad_checkpointing = enable
+        self.grad_checkpointing = set_recomputing(self, enable)
         for module in self.modules():
             if isinstance(module, AttentionModule):
-                module.grad_checkpointing = enable
+                module.grad_checkpointing = self.grad_checkpointing
 
     def _trace_attention(self, x: Tensor) -> Iterator[tuple[str, AttentionFeatures]]:
         self._check(x)

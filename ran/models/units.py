@@ -1,9 +1,11 @@
 """Residual units, and what the blocks built of them share."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ran_kernels.nn import norm_add_relu, norm_relu_conv
+
 from ..checks import require_choice
+from .sums import Features, Sum, opened, value_of
 
 #: Groups of the 3×3 convolution in a ResNeXt unit: AttentionNeXt is built on ResNeXt 32×4d.
 CARDINALITY = 32
@@ -16,6 +18,9 @@ class PreActUnit(nn.Module):
     the shortcut is a 1×1 convolution that starts from the pre-activation, not from x. Where it
     stays, the shortcut is x and the unit holds no convolution for it.
     """
+
+    #: Whether normalised activations are computed again in the backward instead of stored.
+    recompute_norms = False
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -33,11 +38,16 @@ class PreActUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        a = F.relu(self.bn1(x), inplace=True)
-        y = self.conv1(a)
-        y = self.conv2(F.relu(self.bn2(y), inplace=True))
-        y = self.conv3(F.relu(self.bn3(y), inplace=True))
-        return y + (x if self.shortcut is None else self.shortcut(a))
+        return value_of(self.chain(x))
+
+    def chain(self, x: Features) -> Features:
+        """``forward``, with sums left open at both ends."""
+        recompute = self.recompute_norms
+        convs = (self.conv1,) if self.shortcut is None else (self.conv1, self.shortcut)
+        y, *shortcut = opened(self.bn1, x, *convs, recompute=recompute)
+        (y,) = norm_relu_conv(self.bn2, y, self.conv2, recompute=recompute)
+        (y,) = norm_relu_conv(self.bn3, y, self.conv3, recompute=recompute)
+        return Sum(y, shortcut[0] if shortcut else value_of(x))
 
 
 class ResNeXtUnit(nn.Module):
@@ -47,6 +57,9 @@ class ResNeXtUnit(nn.Module):
     grouped 3×3 convolution of half the output's width, batch normalisation after each convolution,
     ReLU after the sum.
     """
+
+    #: As in `PreActUnit`.
+    recompute_norms = False
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -67,10 +80,10 @@ class ResNeXtUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)), inplace=True)
+        recompute = self.recompute_norms
+        (y,) = norm_relu_conv(self.bn1, self.conv1(x), self.conv2, recompute=recompute)
+        (y,) = norm_relu_conv(self.bn2, y, self.conv3, recompute=recompute)
+        return norm_add_relu(self.bn3, y, x if self.shortcut is None else self.shortcut(x))
 
 
 UNITS: dict[str, type[PreActUnit] | type[ResNeXtUnit]] = {

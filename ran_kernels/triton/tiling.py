@@ -127,7 +127,7 @@ class BatchTiling:
             "rows": self.rows,
             "row_blocks": self.row_blocks,
             "splits": self.splits,
-            "UNIT": min(inner & -inner, 16),
+            "UNIT": unit_of(inner),
             "COLUMNS_INSIDE": self.columns_inside,
             "BLOCK_ROWS": self.block_rows,
             **self.walk(),
