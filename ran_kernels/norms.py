@@ -10,6 +10,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import backends
 from .batch_norm import add_batch_norm_relu, batch_norm_add_relu, batch_norm_relu
@@ -25,7 +26,7 @@ def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
     None, or holds tensors that are no plain ones. A SyncBatchNorm works on every device here.
     """
     options = _options(norm, x)
-    return F.relu(norm(x)) if options is None else batch_norm_relu(x, **options)
+    return _plain(norm, x) if options is None else batch_norm_relu(x, **options)
 
 
 def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def add_norm_relu(norm: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
     options = _options(norm, a, b)
     if options is None:
         total = a + b
-        return total, F.relu(norm(total))
+        return total, _plain(norm, total)
     return add_batch_norm_relu(a, b, **options)
 
 
@@ -70,6 +71,11 @@ def norm_add_relu(norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
     if options is None:
         return F.relu(norm(x) + shortcut)
     return batch_norm_add_relu(x, shortcut, **options)
+
+
+def _plain(norm: nn.Module, x: Tensor) -> Tensor:
+    # Not in place where a stand-in may give x itself.
+    return F.relu(norm(x), inplace=isinstance(norm, _BatchNorm))
 
 
 def _options(norm: nn.Module, *images: Tensor) -> dict[str, Any] | None:

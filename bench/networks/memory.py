@@ -26,10 +26,11 @@ from bench.results_file import report as finish
 from . import tables
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50")
-#: The backend and whether blocks are recomputed, by what the results call it.
-VARIANTS = {
+#: The backend and what is recomputed, by what the results call it.
+VARIANTS: dict[str, tuple[str, bool | str]] = {
     "plain": ("reference", False),
     "ours": ("auto", False),
+    "ours norms": ("auto", "norms"),
     "plain checkpointed": ("reference", True),
     "ours checkpointed": ("auto", True),
 }

@@ -10,7 +10,11 @@ from bench.markdown import line
 from .profiles import KINDS, OTHER, kind
 
 #: Of the memory benchmark's variants, those beside plain PyTorch, and what the table calls them.
-VARIANTS = {"ours": "ours", "ours checkpointed": "ours, checkpointed"}
+VARIANTS = {
+    "ours": "ours",
+    "ours norms": 'ours, `"norms"` recomputed',
+    "ours checkpointed": "ours, checkpointed",
+}
 #: Of a benchmark's variants, those whose profiles are set side by side.
 PROFILED = (
     *("plain", "ours", "plain compiled", "ours compiled"),  # of the speed benchmark
@@ -29,11 +33,17 @@ READY = ("deployed", "compiled")
 
 def memory(content: dict[str, Any]) -> str:
     """One line for a network: the peak MB of a training step and its share of plain PyTorch's."""
-    headings = ("network", "images", "plain PyTorch, MB", *VARIANTS.values())
-    lines = [summary(content["machine"]), "", line(*headings), "|---|---|--:|--:|--:|"]
+    ways = [way for way in VARIANTS if any(way in r["peak_bytes"] for r in content["results"])]
+    headings = ("network", "images", "plain PyTorch, MB", *(VARIANTS[way] for way in ways))
+    lines = [
+        summary(content["machine"]),
+        "",
+        line(*headings),
+        "|---|---|" + "--:|" * (1 + len(ways)),
+    ]
     for result in content["results"]:
         peak = result["peak_bytes"]
-        shares = (f"{peak[v] / 1e6:,.0f} ({peak[v] / peak['plain']:.2f})" for v in VARIANTS)
+        shares = (f"{peak[way] / 1e6:,.0f} ({peak[way] / peak['plain']:.2f})" for way in ways)
         lines.append(
             line(result["network"], _images(result), f"{peak['plain'] / 1e6:,.0f}", *shares)
         )

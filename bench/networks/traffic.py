@@ -36,8 +36,12 @@ from . import tables
 from .inductor_traffic import counted_by_inductor
 
 NETWORKS = ("attention56", "attention92", "cbam_resnet50", "cbam_resnext50_32x4d")
-#: The backend, by what the results call a variant.
-VARIANTS = {"plain": "reference", "ours": "auto"}
+#: The backend and what is recomputed, by what the results call a variant.
+VARIANTS: dict[str, tuple[str, bool | str]] = {
+    "plain": ("reference", False),
+    "ours": ("auto", False),
+    "ours norms": ("auto", "norms"),
+}
 #: Which arguments are read once more than they are named.
 READ_AGAIN = {
     "aten::native_batch_norm": (0,),
@@ -90,18 +94,20 @@ def _bytes(tree: Any) -> int:
 
 @contextmanager
 def training_step(
-    network: str, batch: int, size: int | None, dtype: torch.dtype
+    network: str, batch: int, size: int | None, dtype: torch.dtype, variant: str
 ) -> Iterator[tuple[Callable[[], Tensor], int]]:
-    """Forward and loss of a network in training, channels_last, all of it in `dtype`; its images'
-    height and width, by default the network's own.
+    """Forward and loss of a network in training, channels_last, all of it in `dtype`, as one of
+    ``VARIANTS``; its images' height and width, by default the network's own.
 
     In its context tensors have no memory, and the result's ``backward`` may be called.
     """
     default = torch.get_default_dtype()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    backend, recomputed = VARIANTS[variant]
+    with FakeTensorMode(allow_non_fake_inputs=True), ran_kernels.backend(backend):
         try:
             torch.set_default_dtype(dtype)
             model: Any = ran.create_model(network).train()
+            model.set_grad_checkpointing(recomputed)
         finally:
             torch.set_default_dtype(default)
         channels, side, _ = model.pretrained_cfg["input_size"]
@@ -122,12 +128,9 @@ def measure(
     """One entry of a result file."""
     moved: dict[str, int] = {}
     operators: dict[str, dict[str, dict[str, int]]] = {}
-    for variant, backend in VARIANTS.items():
-        with (
-            training_step(network, batch, size, dtype) as (loss, side),
-            ran_kernels.backend(backend),
-            Traffic() as found,
-        ):
+    for variant in VARIANTS:
+        step = training_step(network, batch, size, dtype, variant)
+        with step as (loss, side), Traffic() as found:
             loss().backward()
         moved[variant] = found.bytes.total()
         operators[variant] = {
@@ -135,10 +138,7 @@ def measure(
             for name, number in found.bytes.most_common()
         }
     if inductor:
-        with (
-            training_step(network, batch, size, dtype) as (loss, side),
-            ran_kernels.backend(VARIANTS["plain"]),
-        ):
+        with training_step(network, batch, size, dtype, "plain") as (loss, side):
             moved["plain compiled"] = counted_by_inductor(loss)
     return {
         "network": network,
