@@ -13,12 +13,21 @@ from .cbam_block import Norm, Options, Perceptron, cbam_block
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .checks import promote, require_device, require_shape, require_tensor
-from .norms import add_norm_relu, norm_add_relu, norm_relu
+from .norms import add_norm_relu, add_norm_relu_conv, norm_add_relu, norm_relu, norm_relu_conv
 from .parts import are_plain, is_called_plainly, is_pointwise, keeps_size
 from .spatial_pool import spatial_pool
 from .upsample import upsample_add
 
-__all__ = ["CBAM", "AttentionGate", "UpsampleAdd", "add_norm_relu", "norm_add_relu", "norm_relu"]
+__all__ = [
+    "CBAM",
+    "AttentionGate",
+    "UpsampleAdd",
+    "add_norm_relu",
+    "add_norm_relu_conv",
+    "norm_add_relu",
+    "norm_relu",
+    "norm_relu_conv",
+]
 
 # As the package's own names are: torch.fx finds a call by the name that its caller knows.
 for _operator in ("attention_gate", "cbam_gate", "channel_pool", "spatial_pool", "upsample_add"):
