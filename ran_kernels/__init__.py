@@ -13,6 +13,7 @@ from .add_affine_relu import add_affine_relu, affine_relu
 from .attention_gate import attention_gate, attention_mask
 from .backends import BackendError, backend, can_run
 from .batch_norm import add_batch_norm_relu, batch_norm, batch_norm_add_relu, batch_norm_relu
+from .batch_norm_conv import Convolution, add_batch_norm_relu_conv2d, batch_norm_relu_conv2d
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .conv_gate import conv_gate
@@ -22,9 +23,11 @@ from .upsample import upsample, upsample_add
 
 __all__ = [
     "BackendError",
+    "Convolution",
     "FuseReport",
     "add_affine_relu",
     "add_batch_norm_relu",
+    "add_batch_norm_relu_conv2d",
     "affine_relu",
     "attention_gate",
     "attention_mask",
@@ -32,6 +35,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_add_relu",
     "batch_norm_relu",
+    "batch_norm_relu_conv2d",
     "can_run",
     "cbam_gate",
     "channel_pool",
@@ -47,6 +51,7 @@ __all__ = [
 for _operator in (
     *("add_affine_relu", "affine_relu", "attention_gate", "attention_mask", "cbam_gate"),
     *("add_batch_norm_relu", "batch_norm", "batch_norm_add_relu", "batch_norm_relu"),
+    *("add_batch_norm_relu_conv2d", "batch_norm_relu_conv2d"),
     *("channel_pool", "conv_gate", "spatial_pool", "upsample", "upsample_add"),
 ):
     torch.fx.wrap(_operator)

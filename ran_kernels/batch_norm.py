@@ -4,42 +4,25 @@ Ioffe and Szegedy, "Batch Normalization", ICML 2015 (arXiv 1502.03167). The node
 normalised and two numbers a channel; plain PyTorch keeps the ReLU's result besides.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends, batch_norm_sync, reference
-from .batch_norm_parts import (
-    BATCH_NORM_APPLY,
-    BATCH_NORM_GRAD,
-    BATCH_NORM_REDUCE,
-    BATCH_NORM_STATISTICS,
-    computing_dtype,
+from . import reference
+from .batch_norm_node import (
+    Channels,
+    Kept,
+    Needed,
+    Options,
+    Parts,
+    gradients,
+    normalise,
+    of_reference,
+    prepare,
 )
-from .checks import promote, require_device, require_shape, require_tensor
-from .layouts import dense_layout, in_layout_of
-
-aten = torch.ops.aten
-
-
-class Channels(NamedTuple):
-    """What there is one of a channel, each (C,) or None."""
-
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-
-class Options(NamedTuple):
-    """What is no tensor."""
-
-    relu: bool
-    training: bool  # normalise with the batch's statistics and update the running ones
-    momentum: float
-    eps: float
-    process_group: Any  # a torch.distributed.ProcessGroup, or None: this process alone
+from .checks import promote, require_same_image
+from .layouts import dense_layout
 
 
 def batch_norm(
@@ -142,10 +125,7 @@ def add_batch_norm_relu(
 
     Raises: as `batch_norm`.
     """
-    require_tensor("a", a)
-    require_tensor("b", b)
-    require_shape("b", b, a.shape, "as a")
-    require_device("b", b, "a", a)
+    require_same_image("b", b, "a", a)
     a, b = promote(a, b)
     channels = Channels(running_mean, running_var, weight, bias)
     options = Options(True, training, momentum, eps, process_group)
@@ -181,10 +161,7 @@ def batch_norm_add_relu(
 
     Raises: as `batch_norm`.
     """
-    require_tensor("x", x)
-    require_tensor("shortcut", shortcut)
-    require_shape("shortcut", shortcut, x.shape, "as x")
-    require_device("shortcut", shortcut, "x", x)
+    require_same_image("shortcut", shortcut, "x", x)
     x, shortcut = promote(x, shortcut)
     channels = Channels(running_mean, running_var, weight, bias)
     options = Options(True, training, momentum, eps, process_group)
@@ -200,38 +177,12 @@ def _run(
     options: Options,
 ) -> Any:
     x_name = "x" if addend is None else "a"
-    require_tensor(x_name, x)
-    _require_channels(x_name, x, channels, options.training)
-    options = options._replace(
-        process_group=batch_norm_sync.shared(options.process_group) if options.training else None
-    )
-    alone = options.process_group is None
-    values = x.shape[0] * x.shape[2] * x.shape[3]
-    if options.training and alone and values == 1:
-        raise ValueError(
-            f"{x_name}: expected more than 1 value per channel when training, "
-            f"got shape {tuple(x.shape)}"
-        )
-    backend = backends.choose("batch_norm", x, kind=name)
-    if alone and (backend == "reference" or values == 0 or backends.exporting()):
+    backend, options = prepare(name, x_name, x, channels, options)
+    if backend is None:
         images = [t for t in (x, addend, shortcut) if t is not None]
-        plain = {name: getattr(options, name) for name in ("training", "momentum", "eps")}
-        return getattr(reference, name)(*images, *channels, **plain)
-    apply = _apply if alone else _apply_untraced
+        return getattr(reference, name)(*images, *channels, **of_reference(options))
+    apply = _apply if options.process_group is None else _apply_untraced
     return apply(dense_layout(x), addend, shortcut, *channels, backend, *options)
-
-
-def _require_channels(x_name: str, x: Tensor, channels: Channels, training: bool) -> None:
-    for name, value in channels._asdict().items():
-        if value is not None:
-            require_tensor(name, value, dims=1)
-            require_shape(name, value, (x.shape[1],), f"(C,) of {x_name}")
-            require_device(name, value, x_name, x)
-    mean, var = channels.running_mean, channels.running_var
-    for name, value, other in (("running_mean", mean, var), ("running_var", var, mean)):
-        if value is None and (other is not None or not training):
-            why = "as the other running statistic is given" if training else "in evaluation"
-            raise ValueError(f"{name}: expected a tensor {why}, got None")
 
 
 # Dynamo keeps out of it and AOTAutograd traces it, as it does CBAM's node.
@@ -246,22 +197,6 @@ def _apply_untraced(*arguments: Any) -> Any:
     return _BatchNorm.apply(*arguments)
 
 
-class _Parts:
-    """The four passes of a backend; those of the reference for synchronised statistics alone."""
-
-    def __init__(self, backend: str) -> None:
-        if backend == "reference":
-            self.statistics: Any = reference.batch_norm_statistics
-            self.apply: Any = reference.batch_norm_apply
-            self.reduce: Any = reference.batch_norm_reduce
-            self.grad: Any = reference.batch_norm_grad
-            return
-        self.statistics = BATCH_NORM_STATISTICS[backend]
-        self.apply = BATCH_NORM_APPLY[backend]
-        self.reduce = BATCH_NORM_REDUCE[backend]
-        self.grad = BATCH_NORM_GRAD[backend]
-
-
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -272,97 +207,23 @@ class _BatchNorm(torch.autograd.Function):
         *arguments: Any,
     ) -> Any:
         channels, backend, options = Channels(*arguments[:4]), arguments[4], Options(*arguments[5:])
-        parts = _Parts(backend)
-        values = x.shape[0] * x.shape[2] * x.shape[3]
-        count: int | Tensor = values
-        if options.training:
-            total, mean, variance = parts.statistics(x, addend)
-            if options.process_group is not None:
-                mean, variance, count = batch_norm_sync.merge_statistics(
-                    mean, variance, values, options.process_group
-                )
-            _update(channels, mean, variance, count, options.momentum)
-        else:
-            assert channels.running_mean is not None
-            assert channels.running_var is not None
-            wide = computing_dtype(x.dtype)
-            mean, variance = channels.running_mean.to(wide), channels.running_var.to(wide)
-            total = None if addend is None else in_layout_of(x + addend, x)
-        if addend is not None:
-            x = total
-        affine = _affine(x, channels)
-        out = parts.apply(x, shortcut, mean, variance, *affine, options.eps, options.relu)
-        synchronised = isinstance(count, Tensor)
+        parts = Parts(backend)
+        out, kept = normalise(parts, x, addend, shortcut, channels, options)
         ctx.parts, ctx.options, ctx.added = parts, options, addend is not None
-        ctx.count = None if synchronised else count
-        ctx.save_for_backward(
-            *(x, mean, variance, channels.weight, channels.bias),
-            *(out if shortcut is not None else None, count if synchronised else None),
-        )
+        ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        return out if addend is None else (x, out)
+        return out if addend is None else (kept.x, out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        # once: checkpointing recomputes at the first access
-        x, mean, variance, weight, bias, out, total = ctx.saved_tensors
-        options: Options = ctx.options
-        parts: _Parts = ctx.parts
+        kept = Kept(*ctx.saved_tensors)  # once: checkpointing recomputes at the first access
         needs_x, needs_addend, needs_shortcut, _, _, *needs_affine = ctx.needs_input_grad[:7]
-        others = [None] * (len(options) + 1)
-        elsewhere = grads[0] if ctx.added else None
-        grad = grads[-1]
-        if grad is None:
-            both = (elsewhere if needs_x else None, elsewhere if needs_addend else None)
-            return (*both, *[None] * 5, *others)
-        grad = in_layout_of(grad, x)
-        affine = _affine(x, Channels(None, None, weight, bias))
-        norm = (mean, variance, *affine)
-        # With a shortcut the mask is `out`'s and made once, without one each pass makes it again.
-        relu = options.relu and out is None
-        sums = sum_grad = sum_grad_xhat = None
-        if options.training or any(needs_affine):
-            masked, sum_grad, sum_grad_xhat = parts.reduce(
-                grad, x, out, *norm, options.eps, options.relu
-            )
-            grad = grad if out is None else masked
-            sums = (sum_grad, sum_grad_xhat) if options.training else None
-        elif out is not None:
-            grad = aten.threshold_backward(grad, out, 0)
-        count = ctx.count
-        if sums is not None and total is not None:
-            sums, count = batch_norm_sync.mean_sums(*sums, total, options.process_group), 1
-        grad_x = None
-        if needs_x or needs_addend:
-            grad_x = parts.grad(
-                grad, x, elsewhere, *norm, *(sums or (None, None)), count, options.eps, relu
-            )
-        grad_weight = grad_bias = None
-        if needs_affine[0] and sum_grad_xhat is not None:
-            grad_weight = sum_grad_xhat.to(weight.dtype)
-        if needs_affine[1] and sum_grad is not None:
-            grad_bias = sum_grad.to(bias.dtype)
-        return (
-            *(grad_x if needs_x else None, grad_x if needs_addend else None),
-            *(grad if needs_shortcut else None, None, None, grad_weight, grad_bias),
-            *others,
+        found = gradients(
+            *(ctx.parts, kept, grads[-1], grads[0] if ctx.added else None, ctx.options),
+            Needed(needs_x or needs_addend, needs_shortcut, *needs_affine),
         )
-
-
-def _affine(x: Tensor, channels: Channels) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias in the dtype that x is computed in."""
-    wide = computing_dtype(x.dtype)
-    weight, bias = channels.weight, channels.bias
-    return (
-        None if weight is None else weight.to(wide),
-        None if bias is None else bias.to(wide),
-    )
-
-
-def _update(
-    channels: Channels, mean: Tensor, variance: Tensor, count: int | Tensor, momentum: float
-) -> None:
-    if channels.running_mean is not None and channels.running_var is not None:
-        unbiased = variance * (count / (count - 1))
-        channels.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-        channels.running_var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
+        return (
+            *(found.x if needs_x else None, found.x if needs_addend else None),
+            *(found.shortcut, None, None, found.weight, found.bias),
+            *[None] * (len(ctx.options) + 1),
+        )

@@ -31,6 +31,16 @@ def require_device(name: str, value: Tensor, like_name: str, like: Tensor) -> No
         )
 
 
+def require_same_image(name: str, value: object, like_name: str, like: object) -> None:
+    """Raises as `require_tensor` for both, ValueError unless shapes and devices are the same."""
+    require_tensor(like_name, like)
+    require_tensor(name, value)
+    assert isinstance(value, Tensor)
+    assert isinstance(like, Tensor)
+    require_shape(name, value, like.shape, f"as {like_name}")
+    require_device(name, value, like_name, like)
+
+
 def require_shape(name: str, value: Tensor, expected: tuple[int, ...], why: str) -> None:
     """Raises ValueError unless `value` has the shape `expected`, which comes from `why`."""
     if value.shape != expected:
@@ -71,6 +81,14 @@ def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(cast(tensor, dtype) for tensor in tensors)
+
+
+def autocast_dtype(t: Tensor) -> torch.dtype:
+    """What autocast, where it is on, casts `t` to as an operand of a convolution."""
+    device = t.device.type
+    if device == "meta" or t.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return t.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from . import backends
 from .attention_gate import attention_gate
-from .checks import promote, require_device, require_not_empty, require_shape, require_tensor
+from .checks import (
+    autocast_dtype,
+    promote,
+    require_device,
+    require_not_empty,
+    require_shape,
+    require_tensor,
+)
 from .layouts import cast, dense_layout
 from .library import define, refuse_gradients
 
@@ -59,7 +66,7 @@ def conv_gate(
         require_shape("bias", bias, (channels,), "(C,) of trunk")
         require_device("bias", bias, "trunk", trunk)
         operands.append(bias)
-    x, weight, *rest = promote(*_autocast(operands))
+    x, weight, *rest = promote(*(t.to(autocast_dtype(t)) for t in operands))
     bias = rest[0] if rest else None
     trunk = cast(trunk, torch.promote_types(x.dtype, trunk.dtype))
     if backends.choose("conv_gate", trunk) == "triton":
@@ -67,15 +74,6 @@ def conv_gate(
         return CONV_GATE["triton"](x, weight, bias, trunk, residual)
     logits = F.conv2d(x, weight[:, :, None, None], bias)
     return attention_gate(logits, dense_layout(trunk), residual=residual)
-
-
-def _autocast(operands: list[Tensor]) -> list[Tensor]:
-    """The operands as autocast, where it is on, casts those of a convolution."""
-    device = operands[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return operands
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t.dtype == torch.float64 else t.to(dtype) for t in operands]
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, trunk: Tensor, residual: bool) -> Tensor:

@@ -13,7 +13,15 @@ from .cbam_block import Norm, Options, Perceptron, cbam_block
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .checks import promote, require_device, require_shape, require_tensor
-from .norms import add_norm_act, add_norm_relu, norm_act, norm_add_relu, norm_relu
+from .norms import (
+    add_norm_act,
+    add_norm_relu,
+    add_norm_relu_conv,
+    norm_act,
+    norm_add_relu,
+    norm_relu,
+    norm_relu_conv,
+)
 from .parts import are_plain, is_called_plainly, is_pointwise, keeps_size
 from .spatial_pool import spatial_pool
 from .upsample import upsample_add
@@ -24,9 +32,11 @@ __all__ = [
     "UpsampleAdd",
     "add_norm_act",
     "add_norm_relu",
+    "add_norm_relu_conv",
     "norm_act",
     "norm_add_relu",
     "norm_relu",
+    "norm_relu_conv",
 ]
 
 # As the package's own names are: torch.fx finds a call by the name that its caller knows.

@@ -4,6 +4,7 @@ A network keeps plain `torch.nn.BatchNorm2d` layers, which tools freeze, convert
 these where it would call the layer and the ReLU.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import backends
 from .batch_norm import add_batch_norm_relu, batch_norm_add_relu, batch_norm_relu
-from .parts import are_plain, is_called_plainly
+from .batch_norm_conv import Convolution, add_batch_norm_relu_conv2d, batch_norm_relu_conv2d
+from .parts import are_called_plainly, are_plain, is_called_plainly
 
 
 def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -71,6 +73,57 @@ def norm_add_relu(norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
     if options is None:
         return F.relu(norm(x) + shortcut)
     return batch_norm_add_relu(x, shortcut, **options)
+
+
+def norm_relu_conv(
+    norm: nn.Module, x: Tensor, *convs: nn.Module, recompute: bool
+) -> tuple[Tensor, ...]:
+    """``conv(relu(norm(x)))`` for each of `convs`.
+
+    Args:
+        recompute: with `ran_kernels.batch_norm_relu_conv2d`, which keeps x alone and computes the
+            activation again in the backward, where `norm_relu` would take its operator and every
+            convolution is a plain `torch.nn.Conv2d` with zeros around, without hooks of any kind.
+            Otherwise, and elsewhere, `norm_relu` and the convolutions themselves.
+    """
+    taken = _convolutions(convs, x) if recompute else None
+    options = _options(norm, x) if taken else None
+    if taken and options:
+        return batch_norm_relu_conv2d(x, **options, convs=taken)
+    activation = norm_relu(norm, x)
+    return tuple(conv(activation) for conv in convs)
+
+
+def add_norm_relu_conv(
+    norm: nn.Module, a: Tensor, b: Tensor, *convs: nn.Module, recompute: bool
+) -> tuple[Tensor, ...]:
+    """``a + b``, then ``conv(relu(norm(a + b)))`` for each of `convs`.
+
+    Args:
+        recompute: as `norm_relu_conv`, with `ran_kernels.add_batch_norm_relu_conv2d`.
+    """
+    taken = _convolutions(convs, a, b) if recompute else None
+    options = _options(norm, a, b) if taken else None
+    if taken and options:
+        return add_batch_norm_relu_conv2d(a, b, **options, convs=taken)
+    total, activation = add_norm_relu(norm, a, b)
+    return total, *(conv(activation) for conv in convs)
+
+
+def _convolutions(convs: Sequence[nn.Module], *images: Tensor) -> list[Convolution] | None:
+    """What the operator is given for `convs`, None where it cannot stand for one of them."""
+    if any(isinstance(t, torch.fx.Proxy) for t in images) or not are_called_plainly(convs):
+        return None
+    taken = []
+    for conv in convs:
+        # Exactly so: what is derived from it, or was put in its place, may compute something else.
+        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
+            return None
+        if isinstance(conv.padding, str) or not are_plain(conv.weight, conv.bias):
+            return None
+        form = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        taken.append(Convolution(conv.weight, conv.bias, *form))
+    return taken
 
 
 def _plain(norm: nn.Module, x: Tensor) -> Tensor:

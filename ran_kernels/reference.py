@@ -4,6 +4,7 @@ Each function has the signature of the public operator of the same name. The com
 kernels are tested against these, and the ``reference`` backend runs them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -171,6 +172,22 @@ def batch_norm_add_relu(
 ) -> Tensor:
     """``relu(batch_norm(x, …) + shortcut)``."""
     return _laid_out(torch.relu(batch_norm(x, *channels, **options) + shortcut), x)
+
+
+def batch_norm_relu_conv2d(
+    x: Tensor, *channels: Tensor | None, convs: Sequence[Any], **options: Any
+) -> tuple[Tensor, ...]:
+    """``conv2d(batch_norm_relu(x, …), …)`` for each of `convs`, tuples of the other arguments."""
+    activation = batch_norm_relu(x, *channels, **options)
+    return tuple(F.conv2d(activation, *conv) for conv in convs)
+
+
+def add_batch_norm_relu_conv2d(
+    a: Tensor, b: Tensor, *channels: Tensor | None, convs: Sequence[Any], **options: Any
+) -> tuple[Tensor, ...]:
+    """``a + b``, and ``conv2d(batch_norm_relu(a + b, …), …)`` for each of `convs`."""
+    total = _laid_out(a + b, a)
+    return total, *batch_norm_relu_conv2d(total, *channels, convs=convs, **options)
 
 
 def batch_norm_statistics(x: Tensor, addend: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,231 @@
+"""What the autograd nodes that normalise share: their choice of a way, the forward, the gradients.
+
+`ran_kernels.batch_norm` has the node of the normalisation alone, `ran_kernels.batch_norm_conv` the
+one that convolves its result.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends, batch_norm_sync, reference
+from .batch_norm_parts import (
+    BATCH_NORM_APPLY,
+    BATCH_NORM_GRAD,
+    BATCH_NORM_REDUCE,
+    BATCH_NORM_STATISTICS,
+    computing_dtype,
+)
+from .checks import require_device, require_shape, require_tensor
+from .layouts import in_layout_of
+
+aten = torch.ops.aten
+
+
+class Channels(NamedTuple):
+    """What there is one of a channel, each (C,) or None."""
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class Options(NamedTuple):
+    """What is no tensor."""
+
+    relu: bool
+    training: bool  # normalise with the batch's statistics and update the running ones
+    momentum: float
+    eps: float
+    process_group: Any  # a torch.distributed.ProcessGroup, or None: this process alone
+
+
+class Kept(NamedTuple):
+    """What a node keeps for the gradients of the normalisation."""
+
+    x: Tensor  # what is normalised: of a sum, the sum
+    mean: Tensor  # (C,)
+    variance: Tensor  # (C,)
+    weight: Tensor | None  # (C,)
+    bias: Tensor | None  # (C,)
+    out: Tensor | None  # the result, where the ReLU's mask is not computed again
+    total: Tensor | None  # (), how many values all processes have; None: this process alone
+
+
+class Needed(NamedTuple):
+    """Which gradients of the normalisation are asked for."""
+
+    x: bool  # or either term of a sum
+    shortcut: bool
+    weight: bool
+    bias: bool
+
+
+class Gradients(NamedTuple):
+    """Those of `Needed`, None where one is not."""
+
+    x: Tensor | None
+    shortcut: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def prepare(
+    name: str, x_name: str, x: Tensor, channels: Channels, options: Options
+) -> tuple[str | None, Options]:
+    """The backend that the node called `name` runs on, and its options, of checked arguments.
+
+    None in a backend's place where the reference's expression is to stand for the node.
+    """
+    require_tensor(x_name, x)
+    _require_channels(x_name, x, channels, options.training)
+    options = options._replace(
+        process_group=batch_norm_sync.shared(options.process_group) if options.training else None
+    )
+    alone = options.process_group is None
+    values = _values(x)
+    if options.training and alone and values == 1:
+        raise ValueError(
+            f"{x_name}: expected more than 1 value per channel when training, "
+            f"got shape {tuple(x.shape)}"
+        )
+    backend = backends.choose("batch_norm", x, kind=name)
+    plain = alone and (backend == "reference" or values == 0 or backends.exporting())
+    return None if plain else backend, options
+
+
+def of_reference(options: Options) -> dict[str, Any]:
+    """The options that functions of the reference take."""
+    return {name: getattr(options, name) for name in ("training", "momentum", "eps")}
+
+
+class Parts:
+    """The four passes of a backend; those of the reference for synchronised statistics alone."""
+
+    def __init__(self, backend: str) -> None:
+        if backend == "reference":
+            self.statistics: Any = reference.batch_norm_statistics
+            self.apply: Any = reference.batch_norm_apply
+            self.reduce: Any = reference.batch_norm_reduce
+            self.grad: Any = reference.batch_norm_grad
+            return
+        self.statistics = BATCH_NORM_STATISTICS[backend]
+        self.apply = BATCH_NORM_APPLY[backend]
+        self.reduce = BATCH_NORM_REDUCE[backend]
+        self.grad = BATCH_NORM_GRAD[backend]
+
+
+def normalise(
+    parts: Parts,
+    x: Tensor,
+    addend: Tensor | None,
+    shortcut: Tensor | None,
+    channels: Channels,
+    options: Options,
+) -> tuple[Tensor, Kept]:
+    """The result, and what to keep, whose x is the sum where there is an `addend`.
+
+    In training the running statistics are updated.
+    """
+    count: int | Tensor = _values(x)
+    if options.training:
+        total, mean, variance = parts.statistics(x, addend)
+        if options.process_group is not None:
+            mean, variance, count = batch_norm_sync.merge_statistics(
+                mean, variance, _values(x), options.process_group
+            )
+        _update(channels, mean, variance, count, options.momentum)
+    else:
+        assert channels.running_mean is not None
+        assert channels.running_var is not None
+        wide = computing_dtype(x.dtype)
+        mean, variance = channels.running_mean.to(wide), channels.running_var.to(wide)
+        total = None if addend is None else in_layout_of(x + addend, x)
+    kept = Kept(
+        *(x if addend is None else total, mean, variance, channels.weight, channels.bias),
+        out=None,
+        total=count if isinstance(count, Tensor) else None,
+    )
+    out = apply(parts, kept, shortcut, options)
+    return out, kept if shortcut is None else kept._replace(out=out)
+
+
+def apply(parts: Parts, kept: Kept, shortcut: Tensor | None, options: Options) -> Tensor:
+    """The result of what is kept: the same bits forwards and, computed again, backwards."""
+    return parts.apply(kept.x, shortcut, *_norm(kept), options.eps, options.relu)
+
+
+def gradients(
+    parts: Parts,
+    kept: Kept,
+    grad: Tensor | None,
+    elsewhere: Tensor | None,
+    options: Options,
+    needed: Needed,
+) -> Gradients:
+    """Of the gradient of the result, and of what comes to x, being a result too, from elsewhere."""
+    if grad is None:
+        return Gradients(elsewhere, None, None, None)
+    x, out = kept.x, kept.out
+    grad = in_layout_of(grad, x)
+    norm = _norm(kept)
+    # With a shortcut the mask is `out`'s and made once, without one each pass makes it again.
+    relu = options.relu and out is None
+    sums = sum_grad = sum_grad_xhat = None
+    if options.training or needed.weight or needed.bias:
+        masked, sum_grad, sum_grad_xhat = parts.reduce(
+            grad, x, out, *norm, options.eps, options.relu
+        )
+        grad = grad if out is None else masked
+        sums = (sum_grad, sum_grad_xhat) if options.training else None
+    elif out is not None:
+        grad = aten.threshold_backward(grad, out, 0)
+    count = _values(x)
+    if sums is not None and kept.total is not None:
+        sums, count = batch_norm_sync.mean_sums(*sums, kept.total, options.process_group), 1
+    grad_x = grad_weight = grad_bias = None
+    if needed.x:
+        grad_x = parts.grad(
+            grad, x, elsewhere, *norm, *(sums or (None, None)), count, options.eps, relu
+        )
+    if needed.weight and kept.weight is not None and sum_grad_xhat is not None:
+        grad_weight = sum_grad_xhat.to(kept.weight.dtype)
+    if needed.bias and kept.bias is not None and sum_grad is not None:
+        grad_bias = sum_grad.to(kept.bias.dtype)
+    return Gradients(grad_x, grad if needed.shortcut else None, grad_weight, grad_bias)
+
+
+def _values(x: Tensor) -> int:
+    """How many a channel has."""
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _norm(kept: Kept) -> tuple[Tensor | None, ...]:
+    """Mean, variance, weight and bias in the dtype that x is computed in."""
+    wide = computing_dtype(kept.x.dtype)
+    affine = (None if t is None else t.to(wide) for t in (kept.weight, kept.bias))
+    return (kept.mean, kept.variance, *affine)
+
+
+def _update(
+    channels: Channels, mean: Tensor, variance: Tensor, count: int | Tensor, momentum: float
+) -> None:
+    if channels.running_mean is not None and channels.running_var is not None:
+        unbiased = variance * (count / (count - 1))
+        channels.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+        channels.running_var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
+
+
+def _require_channels(x_name: str, x: Tensor, channels: Channels, training: bool) -> None:
+    for name, value in channels._asdict().items():
+        if value is not None:
+            require_tensor(name, value, dims=1)
+            require_shape(name, value, (x.shape[1],), f"(C,) of {x_name}")
+            require_device(name, value, x_name, x)
+    mean, var = channels.running_mean, channels.running_var
+    for name, value, other in (("running_mean", mean, var), ("running_var", var, mean)):
+        if value is None and (other is not None or not training):
+            why = "as the other running statistic is given" if training else "in evaluation"
+            raise ValueError(f"{name}: expected a tensor {why}, got None")
