@@ -250,8 +250,7 @@ def _convolutions_backward(
     if not incoming:
         return None, [None] * len(needs_operands)
     of_weights = [
-        grad is not None and needs
-        for grad, needs in zip(grads, needs_operands[::2], strict=True)
+        grad is not None and needs for grad, needs in zip(grads, needs_operands[::2], strict=True)
     ]
     dtype = weights[0].dtype
     if any(of_weights):

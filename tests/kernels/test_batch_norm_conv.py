@@ -123,7 +123,7 @@ def test_the_bits_of_the_operators_one_by_one(
             given = _inputs(name, form, of_images, place.device, "channels_last")
             given[count:] = [t.to(of_parameters) for t in given[count:]]
             leaves = [t.detach().requires_grad_() for t in given]
-            statistics = running(leaves[count])
+            statistics = running(given[0].to(of_parameters))
             with torch.autocast(place.device, autocast, enabled=autocast is not None):
                 op = _op(module, name, form, training=training, statistics=statistics)
                 outs = place.run(op, *leaves)
