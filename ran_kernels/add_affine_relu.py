@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import backends, reference
-from .checks import promote, require_device, require_shape, require_tensor
+from .checks import promote, require_device, require_same_image, require_shape, require_tensor
 from .layouts import dense_layout
 from .library import define, refuse_gradients
 
@@ -36,10 +36,7 @@ def add_affine_relu(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> tuple
         RuntimeError: an argument requires gradients, which the reference backend alone gives.
         BackendError: a backend was asked for that cannot run this.
     """
-    require_tensor("a", a)
-    require_tensor("b", b)
-    require_shape("b", b, a.shape, "as a")
-    require_device("b", b, "a", a)
+    require_same_image("b", b, "a", a)
     _require_affine("a", a, scale, shift)
     a, b = promote(a, b)
     backend = backends.choose("add_affine_relu", a)

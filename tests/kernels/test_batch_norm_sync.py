@@ -1,6 +1,5 @@
 """Batch normalisation across processes: two with gloo against one with both shares."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +11,54 @@ import ran_kernels
 from ran_kernels.nn import norm_relu
 
 from .cbam_cases import features
-from .norm_cases import IMAGES, affine, images, running
+from .norm_cases import CONVOLVED, IMAGES, affine, called, convolutions, images, running
 from .operators import listed
 
 SHAPE = (5, 6, 7, 9)
 #: How many samples the first process has; the second has the others.
 SHARES = (3, 0, 4)
+#: Of one activation, for `convolutions`.
+CONVOLUTIONS = ((4, 3, True, 2, 1), (3, 1, False))
 
 
 def _share(t: Tensor, rank: int, first: int) -> Tensor:
     return (t[:first] if rank == 0 else t[first:]).detach().clone()
 
 
-def _one(name: str, given: list[Tensor], group: Any) -> list[Tensor]:
-    """Outputs, running statistics, and gradients."""
-    small = [t.requires_grad_() for t in affine(given[0])]
+#: Those that are merged in one way: each process has its share, everybody's, or its terms of it.
+_Found = tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+
+def _one(name: str, given: list[Tensor], group: Any) -> _Found:
+    """Outputs and gradients of the images, running statistics, gradients of the parameters."""
+    forms = CONVOLUTIONS if name in CONVOLVED else ()
+    small = [*affine(given[0]), *convolutions(given[0], forms)]
     statistics = running(given[0])
-    leaves = [t.requires_grad_() for t in given]
-    call = getattr(ran_kernels, name)
-    outs = listed(call(*leaves, *statistics, *small, training=True, process_group=group))
-    grads = torch.autograd.grad([t.sin().sum() for t in outs], [*leaves, *small])
-    return [*(t.detach() for t in outs), *grads[: len(given)], *statistics, *grads[len(given) :]]
+    leaves = [t.requires_grad_() for t in (*given, *small)]
+    options = {"training": True, "process_group": group}
+    op = called(ran_kernels, name, forms=forms, statistics=statistics, **options)
+    outs = listed(op(*leaves))
+    grads = torch.autograd.grad([t.sin().sum() for t in outs], leaves)
+    shares = [*(t.detach() for t in outs), *grads[: len(given)]]
+    return shares, statistics, list(grads[len(given) :])
 
 
-def _module(given: Tensor, kind: type[nn.Module]) -> list[Tensor]:
+def _module(given: Tensor, kind: type[nn.Module]) -> _Found:
     norm = kind(SHAPE[1])
     leaf = given.detach().requires_grad_()
     out = norm_relu(norm, leaf)
     (grad,) = torch.autograd.grad(out.sin().sum(), leaf)
-    return [out.detach(), grad, *norm.state_dict().values()]
+    return [out.detach(), grad], list(norm.state_dict().values()), []
 
 
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = distributed.FileStore(f"{folder}/store", 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    found: dict[Any, list[Tensor]] = {}
+    found: dict[Any, _Found] = {}
     for backend in ("native", "reference"):
         with ran_kernels.backend(backend):
-            for name in IMAGES:
+            for name in (*IMAGES, *CONVOLVED):
                 for first in SHARES:
                     given = [_share(t, rank, first) for t in images(name, SHAPE)]
                     found[backend, name, first] = _one(name, given, distributed.group.WORLD)
@@ -67,21 +75,18 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
         second = both[1][key]
         if key == "module":
             whole = _module(features(SHAPE), nn.BatchNorm2d)
-            images_of = 2
         else:
             backend, name, _ = key
             with ran_kernels.backend(backend):
-                whole = _one(name, copy.deepcopy(images(name, SHAPE)), None)
-            images_of = len(whole) - 4
-        for i, (a, b, together) in enumerate(zip(first, second, whole, strict=True)):
-            if i < images_of:  # outputs and gradients of the images: each has its share
-                merged = torch.cat([a, b])
-            elif key != "module" and i >= len(whole) - 2:  # of the parameters: each has its terms
-                merged = a + b
-            else:  # the statistics are everybody's
-                assert torch.equal(a, b)
-                merged = a
-            torch.testing.assert_close(merged, together, rtol=1e-5, atol=2e-5, msg=str((key, i)))
+                whole = _one(name, images(name, SHAPE), None)
+        statistics = first[1]
+        assert all(map(torch.equal, statistics, second[1]))
+        merged = (
+            [torch.cat(pair) for pair in zip(first[0], second[0], strict=True)],
+            statistics,
+            [a + b for a, b in zip(first[2], second[2], strict=True)],
+        )
+        torch.testing.assert_close(merged, whole, rtol=1e-5, atol=2e-5, msg=str(key))
 
 
 def test_one_process_is_the_plain_operator(tmp_path: Path) -> None:
@@ -93,7 +98,8 @@ def test_one_process_is_the_plain_operator(tmp_path: Path) -> None:
         shared = _one("batch_norm_relu", given, distributed.group.WORLD)
     finally:
         distributed.destroy_process_group()
-    assert all(map(torch.equal, alone, shared))
+    for ours, theirs in zip(shared, alone, strict=True):
+        assert all(map(torch.equal, ours, theirs))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -75,8 +75,6 @@ def strides(t: Tensor) -> tuple[int, ...]:
 def test_strides(place: Place, name: str) -> None:
     if name == "conv_gate" and place.backend == "native":
         pytest.skip("conv_gate has no native kernel")
-    if name in NORMS and str(place) not in ("reference-cpu", "native-cpu"):
-        pytest.skip("batch_norm has no kernel there")
     generator = torch.Generator().manual_seed(0)
     # Triton's interpreter is slow: every way of x, but of the other one those that differ most.
     others = ("contiguous", "channels_last", "one_channels_last_sample")
