@@ -16,7 +16,7 @@ from .batch_norm import add_batch_norm_relu, batch_norm, batch_norm_add_relu, ba
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .conv_gate import conv_gate
-from .fuse import FuseReport, fuse
+from .fuse import FuseReport, fuse, unfuse
 from .spatial_pool import spatial_pool
 from .upsample import upsample, upsample_add
 
@@ -39,6 +39,7 @@ __all__ = [
     "fuse",
     "nn",
     "spatial_pool",
+    "unfuse",
     "upsample",
     "upsample_add",
 ]
