@@ -10,10 +10,10 @@ import operator
 import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -53,12 +53,15 @@ class Followed(NamedTuple):
     answers: Answers
 
 
-def follow(module: nn.Module, names: list[str], kind: type) -> tuple[Followed, bool]:
+def follow(
+    module: nn.Module, names: list[str], kind: type, inline: frozenset[Path]
+) -> tuple[Followed, bool]:
     """The forward of `module` in its present mode, given its required arguments alone.
 
     Args:
         names: of these arguments.
         kind: of the first of them, Tensor or list; all others are tensors.
+        inline: the parts whose own forwards are followed as well, which must work plainly.
 
     Returns:
         The graph, and whether the forward asked of which class an argument is.
@@ -66,24 +69,26 @@ def follow(module: nn.Module, names: list[str], kind: type) -> tuple[Followed, b
     Raises:
         UnusualError: it cannot be followed.
     """
-    followed, asked = _followed(module, names, kind)
+    followed, asked = _followed(module, names, kind, inline)
     with autocast_on_every_device(), torch.set_grad_enabled(not torch.is_grad_enabled()):
-        other, _ = _followed(module, names, kind)
-    if _code(other.graph) != _code(followed.graph) or other.answers != followed.answers:
+        other, _ = _followed(module, names, kind, inline)
+    if _steps(other.graph) != _steps(followed.graph) or other.answers != followed.answers:
         raise UnusualError("its forward depends on autocast or the recording of gradients")
     return followed, asked
 
 
-def _code(graph: fx.Graph) -> str:
-    return graph.python_code("self").src
+def _steps(graph: fx.Graph) -> list[tuple[str, ...]]:
+    return [(str(n), n.op, str(n.target), str(n.args), str(n.kwargs)) for n in graph.nodes]
 
 
-def _followed(module: nn.Module, names: list[str], kind: type) -> tuple[Followed, bool]:
+def _followed(
+    module: nn.Module, names: list[str], kind: type, inline: frozenset[Path]
+) -> tuple[Followed, bool]:
     found: list[str] = []
-    tracer = _Tracer(module, names, kind, found)
+    tracer = _Tracer(module, names, kind, inline, found)
     numbers = random.getstate(), torch.get_rng_state()
     try:
-        with _reading(tracer), _witnessed(found):
+        with _reading(tracer):
             graph = tracer.trace(module)
     except UnusualError:
         raise
@@ -92,6 +97,10 @@ def _followed(module: nn.Module, names: list[str], kind: type) -> tuple[Followed
         raise UnusualError(found[0] if found else f"torch.fx cannot follow it: {line}") from None
     if random.getstate() != numbers[0] or not torch.equal(torch.get_rng_state(), numbers[1]):
         found.append("its forward draws random numbers")
+    places = Counter(part for _, part in module.named_modules(remove_duplicate=False))
+    for path in tracer.answers.kinds:
+        if places[module.get_submodule(".".join(path))] > 1:
+            found.append(f"it has {'.'.join(path)} under two names")
     for (path, name), value in tracer.answers.values.items():
         if tracer.copies.get((path, name), value) != value:
             found.append(f"its forward changes its attribute {'.'.join((*path, name))}")
@@ -138,9 +147,16 @@ for _name in inplace_methods.keys() - {"setitem"}:
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, module: nn.Module, names: list[str], kind: type, found: list[str]) -> None:
-        super().__init__()
-        self.names, self.kind, self.found = names, kind, found
+    def __init__(
+        self,
+        module: nn.Module,
+        names: list[str],
+        kind: type,
+        inline: frozenset[Path],
+        found: list[str],
+    ) -> None:
+        super().__init__(autowrap_modules=())
+        self.names, self.kind, self.inline, self.found = names, kind, inline, found
         self.asked = False
         self.answers = Answers({}, {}, {})
         #: Lists and dicts as they were given to the forward.
@@ -153,7 +169,7 @@ class _Tracer(fx.Tracer):
         self.settings = settings()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return self.paths[m] not in self.inline
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _StandIn(node, self)
@@ -167,16 +183,23 @@ class _Tracer(fx.Tracer):
         return lambda *args: self._run(root_fn, args), [self.root, *given]
 
     def _run(self, forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        before, self.witness = sys.getprofile(), _Witness(self)
         self.reads.on = True
+        sys.setprofile(self.witness)
         try:
             return forward(*args)
         finally:
             self.reads.on = False
+            sys.setprofile(before)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if settings() != self.settings:
             raise UnusualError("its forward sets autocast or the recording of gradients")
         return super().create_node(*args, **kwargs)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        with self.aside():
+            return super().create_proxy(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and id(a) not in self.tensors:
@@ -192,17 +215,23 @@ class _Tracer(fx.Tracer):
         if m not in self.paths or not self.paths[m]:
             raise UnusualError("its forward calls a module that is no part of it")
         self.answers.kinds[self.paths[m]] = kind_of(m)
+        if self.paths[m] in self.inline:
+            return super().call_module(m, forward, args, kwargs)
         with self.aside():
             return super().call_module(m, forward, args, kwargs)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """For what the tracer, and not the forward, reads."""
+        """For what the tracer, and not the forward, reads and calls."""
         before, self.reads.on = getattr(self.reads, "on", False), False
+        if before:
+            sys.setprofile(None)
         try:
             yield
         finally:
             self.reads.on = before
+            if before:
+                sys.setprofile(self.witness)
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
@@ -299,57 +328,36 @@ def _copy(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def _witnessed(found: list[str]) -> Iterator[None]:
-    """Adds to `found` what Python functions do that leaves no node in a graph."""
-    before = sys.getprofile()
-    sys.setprofile(_Witness(found))
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
-
-
 class _Witness:
-    def __init__(self, found: list[str]) -> None:
-        self.found = found
+    """Adds to what `tracer` found what functions do that leaves no node in the graph.
+
+    It sees those of the forward, and what they call; not what the tracer calls for them.
+    """
+
+    def __init__(self, tracer: _Tracer) -> None:
+        self.found = tracer.found
+        self.frames = {_Tracer._run.__code__}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        where = _module_of(frame)
-        if event == "c_call" and argument is print and not where.startswith(_MACHINERY):
-            self.found.append("its forward prints")
-        if event != "call":
-            return
-        name, caller = frame.f_code.co_name, _module_of(frame.f_back)
-        if name == "__enter__" and not caller.startswith(("torch.", *_MACHINERY)):
-            self.found.append("its forward enters a context")
-        elif where == "torch.utils.checkpoint":
-            self.found.append("its forward checkpoints")
-        elif (where, name) == ("torch.autograd.function", "apply"):
-            self.found.append("its forward has a derivative of its own")
-        elif not where.startswith(("torch.", *_MACHINERY)):
-            for used in _globals_of(frame.f_code):
-                if used.sets or isinstance(frame.f_globals.get(used.name), (list, dict, set)):
-                    self.found.append(f"its forward uses the global variable {used.name}")
+        code = frame.f_code
+        if event == "c_call":
+            if argument is print and code in self.frames:
+                self.found.append("its forward prints")
+        elif event == "call" and frame.f_back is not None and frame.f_back.f_code in self.frames:
+            where = str(frame.f_globals.get("__name__", ""))
+            if code.co_name == "__enter__":
+                self.found.append("its forward enters a context")
+            elif where == "torch.utils.checkpoint":
+                self.found.append("its forward checkpoints")
+            elif (where, code.co_name) == ("torch.autograd.function", "apply"):
+                self.found.append("its forward has a derivative of its own")
+            elif not where.startswith(("torch.", "ran_kernels.fuse")):
+                self.frames.add(code)
+                self._look_at(code, frame.f_globals)
 
-
-#: Where the following itself is at work.
-_MACHINERY = ("torch.fx", "ran_kernels.fuse", "contextlib")
-
-
-def _module_of(frame: FrameType | None) -> str:
-    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
-
-
-class _Global(NamedTuple):
-    name: str
-    sets: bool
-
-
-@lru_cache(maxsize=1000)
-def _globals_of(code: CodeType) -> list[_Global]:
-    return [
-        _Global(step.argval, step.opname == "STORE_GLOBAL")
-        for step in dis.get_instructions(code)
-        if step.opname in ("LOAD_GLOBAL", "STORE_GLOBAL")
-    ]
+    def _look_at(self, code: CodeType, variables: dict[str, Any]) -> None:
+        for step in dis.get_instructions(code):
+            sets = step.opname == "STORE_GLOBAL"
+            if sets or step.opname == "LOAD_GLOBAL":
+                if sets or isinstance(variables.get(step.argval), (list, dict, set)):
+                    self.found.append(f"its forward uses the global variable {step.argval}")

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import backends
 from ..parts import are_called_plainly
-from .following import MISSING, Path, follow, kind_of
+from .following import MISSING, Answers, Path, follow, kind_of
 from .pairs import NORMS, Found, fuse_pairs
 from .readers import UnusualError
 
@@ -51,8 +52,19 @@ def take_off(module: nn.Module) -> bool:
     return base is not None
 
 
-def made_for(module: nn.Module) -> tuple[type[nn.Module] | None, list[str], list[str]]:
-    """The class to put over that of `module`, what that fuses, and why it leaves something.
+class Outcome(NamedTuple):
+    """What can be made of a module, and of those alike."""
+
+    count: int  # of required arguments
+    ways: Ways
+    fused: tuple[str, ...]
+    left: tuple[str, ...]
+    cls: type[nn.Module] | None
+    """The class to put over its own, None where nothing is fused."""
+
+
+def outcome_of(module: nn.Module, known: dict[type, list[Outcome]]) -> Outcome:
+    """What can be made of `module`, as of one in `known` that is alike, which grows.
 
     Raises:
         UnusualError: nothing can be said of its forward.
@@ -65,6 +77,19 @@ def made_for(module: nn.Module) -> tuple[type[nn.Module] | None, list[str], list
     for method in _COPYING:
         if getattr(base, method, None) is not getattr(nn.Module, method, None):
             raise UnusualError(f"it has a {method} of its own")
+    places = [part for _, part in module.named_modules(remove_duplicate=False)]
+    alike = known.setdefault(base, [])
+    if len(places) == len(set(places)):
+        for outcome in alike:
+            if all(_holds(way, module) for way in outcome.ways):
+                return outcome
+    made = _outcome(module, base)
+    if not made.left:
+        alike.append(made)
+    return made
+
+
+def _outcome(module: nn.Module, base: type[nn.Module]) -> Outcome:
     names = _required(base)
     ways: list[Way] = []
     fused: dict[str, None] = {}
@@ -82,10 +107,9 @@ def made_for(module: nn.Module) -> tuple[type[nn.Module] | None, list[str], list
                 kinds.append(list)
             fused.update(dict.fromkeys(found.fused))
             left.update(dict.fromkeys(found.left))
-            if found.fused:
-                ways.append(way)
-    cls = _class_over(base, len(names), tuple(ways)) if ways else None
-    return cls, [*fused], [*left]
+            ways.append(way)
+    cls = _class_over(base, len(names), tuple(ways)) if fused else None
+    return Outcome(len(names), tuple(ways), tuple(fused), tuple(left), cls)
 
 
 def _required(base: type[nn.Module]) -> list[str]:
@@ -99,19 +123,47 @@ def _required(base: type[nn.Module]) -> list[str]:
     return names
 
 
+class _Attempt(NamedTuple):
+    graph: fx.Graph
+    answers: Answers
+    found: Found
+    asked: bool
+    inline: frozenset[Path]
+
+
+def _attempt(
+    module: nn.Module, names: list[str], kind: type, training: bool, inline: frozenset[Path]
+) -> _Attempt:
+    before = [(part, part.training) for part in module.modules()]
+    try:
+        for part in module.modules():
+            part.training = training
+        (graph, answers), asked = follow(module, names, kind, inline)
+    finally:
+        for part, mode in before:
+            part.training = mode
+    return _Attempt(graph, answers, fuse_pairs(graph, module), asked, inline)
+
+
+def _best(module: nn.Module, names: list[str], kind: type, training: bool) -> _Attempt:
+    """With the parts followed that end in a normalisation, where that fuses it."""
+    best = now = _attempt(module, names, kind, training, frozenset())
+    while not now.found.wanted <= now.inline:
+        try:
+            now = _attempt(module, names, kind, training, now.inline | now.found.wanted)
+        except UnusualError:
+            break
+        if len(now.found.fused) > len(best.found.fused):
+            best = now
+    return best
+
+
 def _way(
     module: nn.Module, names: list[str], kind: type, training: bool
 ) -> tuple[Found, Way, bool]:
-    before = module.training
-    module.training = training
-    try:
-        followed, asked = follow(module, names, kind)
-    finally:
-        module.training = before
-    graph, answers = followed
-    found = fuse_pairs(graph, module)
+    graph, answers, found, asked, inline = _best(module, names, kind, training)
     exact = tuple((path, _exact(module.get_submodule(".".join(path)))) for path in found.exact)
-    plain = tuple(path for path, kinds in exact if kinds != NORMS)
+    plain = (*(path for path, kinds in exact if kinds != NORMS), *sorted(inline))
     # Any normalisation may stand for another: those fused are of `exact` classes.
     kinds = tuple(
         (path, _BatchNorm if part in NORMS else part) for path, part in answers.kinds.items()
@@ -230,9 +282,7 @@ def _waiting(base: type[nn.Module]) -> nn.Module:
 
 def put_over(module: nn.Module) -> None:
     """Fuses what stands in `module` itself, if anything does."""
-    try:
-        cls, _, _ = made_for(module)
-    except UnusualError:
-        return
-    if cls is not None:
-        module.__class__ = cls
+    with suppress(UnusualError):
+        cls = outcome_of(module, {}).cls
+        if cls is not None:
+            module.__class__ = cls

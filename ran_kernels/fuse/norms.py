@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .following import kind_of
-from .forwards import made_for, take_off
-from .pairs import NORMS
+from .forwards import Outcome, outcome_of, take_off
+from .pairs import NORMS, has_own_forward
 from .readers import UnusualError
 
 
@@ -19,18 +18,20 @@ def fuse_norms(model: nn.Module, fused: dict[str, list[str]], left: dict[str, st
         left: gets the names of the modules in which something stays, and why.
     """
     plan: list[tuple[nn.Module, type[nn.Module]]] = []
+    known: dict[type, list[Outcome]] = {}
     for name, module in model.named_modules():
         if not _holds_norms(module):
             continue
         try:
-            made, pairs, reasons = made_for(module)
+            outcome = outcome_of(module, known)
         except UnusualError as reason:
-            made, pairs, reasons = None, [], [str(reason)]
-        if reasons:
-            left[name] = "; ".join(reasons)
-        if made is not None and made is not type(module):
-            plan.append((module, made))
-            fused[name] = pairs
+            left[name] = str(reason)
+            continue
+        if outcome.left:
+            left[name] = "; ".join(outcome.left)
+        if outcome.cls is not None and outcome.cls is not type(module):
+            plan.append((module, outcome.cls))
+            fused[name] = list(outcome.fused)
     for module, made in plan:
         take_off(module)
         module.__class__ = made
@@ -54,9 +55,7 @@ def unfuse(model: nn.Module) -> list[str]:
 
 def _holds_norms(module: nn.Module) -> bool:
     """Whether the forward of `module` itself may normalise."""
-    base = kind_of(module)
-    known = str(base.forward.__module__).startswith(("torch.", "ran_kernels."))
-    if known and base.forward is not nn.Sequential.forward:
+    if not has_own_forward(module):
         return False
     if isinstance(module, _BatchNorm):
         return True  # with an activation in it, as timm's

@@ -2,15 +2,16 @@
 
 import operator
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..parts import is_called_plainly
 from . import calls
-from .following import Path
+from .following import Path, kind_of
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -29,6 +30,8 @@ class Found(NamedTuple):
     """Why others were left."""
     exact: list[Path]
     """The parts of the fused ones, each of which must stay of its very class."""
+    wanted: set[Path]
+    """Parts that may end in a normalisation which belongs to a ReLU here."""
 
 
 def fuse_pairs(graph: fx.Graph, module: nn.Module) -> Found:
@@ -37,7 +40,7 @@ def fuse_pairs(graph: fx.Graph, module: nn.Module) -> Found:
     for node in list(graph.nodes):
         if found.is_relu(node):
             found.look_at(node)
-    return Found(found.fused, found.left, sorted(found.exact))
+    return Found(found.fused, found.left, sorted(found.exact), found.wanted)
 
 
 class _Search:
@@ -47,6 +50,7 @@ class _Search:
         self.fused: list[str] = []
         self.left: list[str] = []
         self.exact: set[Path] = set()
+        self.wanted: set[Path] = set()
 
     def part(self, node: fx.Node) -> nn.Module | None:
         """What `node` calls."""
@@ -69,20 +73,28 @@ class _Search:
         last = chain[-1]
         if self.is_norm(last):
             total = last.args[0]
-            assert isinstance(total, fx.Node)
-            if last.op == "call_module" and _calls(total, _SUMS):
-                if self._may_fuse(chain) and not self._fuse_after_sum(total, last, chain):
-                    self._fuse_alone(last, chain)
-            elif self._may_fuse(chain):
+            if self._may_fuse(chain) and not self._fuse_after_sum(total, last, chain):
                 self._fuse_alone(last, chain)
         elif _calls(last, _SUMS) and len(last.args) == 2 and not last.kwargs:
             for side in (0, 1):
                 operand = last.args[side]
                 if isinstance(operand, fx.Node):
                     longer = [*chain, *self._through_identities(operand)]
-                    if self.is_norm(longer[-1]) and longer[-1].op == "call_module":
+                    if self.is_norm(longer[-1]):
                         if self._may_fuse(longer) and self._fuse_before_sum(last, side, longer):
                             return
+                    else:
+                        self._want(longer[-1])
+        else:
+            self._want(last)
+
+    def _want(self, node: fx.Node) -> None:
+        """Notes the part that `node` calls, if its own forward may end in a normalisation."""
+        part = self.part(node)
+        if part is not None and len(node.args) == 1 and is_called_plainly(part):
+            norms = [one for one in part.modules() if isinstance(one, _BatchNorm)]
+            if len(norms) == 1 and has_own_forward(part):
+                self.wanted.add(tuple(str(node.target).split(".")))
 
     def _through_identities(self, node: fx.Node) -> Iterator[fx.Node]:
         yield node
@@ -105,10 +117,7 @@ class _Search:
 
     def _fuse_alone(self, norm: fx.Node, chain: list[fx.Node]) -> None:
         with self.graph.inserting_before(norm):
-            if norm.op == "call_module":
-                made = self._call(calls.norm_relu, norm, norm.args[0])
-            else:
-                made = self.graph.call_function(calls.batch_norm_relu, norm.args, norm.kwargs)
+            made = self._call(calls.norm_relu, calls.batch_norm_relu, norm)
         self._replace(chain, made, f"{_name(norm)}+{_name(chain[0])}")
 
     def _fuse_before_sum(self, total: fx.Node, side: int, chain: list[fx.Node]) -> bool:
@@ -125,15 +134,20 @@ class _Search:
         between = set(self.graph.nodes) - set(chain)
         waiting = any(self._index(norm) < self._index(node) < self._index(total)
                       for node in between)  # fmt: skip
-        if waiting and not (len(x.users) == 1 and isinstance(self.part(x), _FRESH)):
+        alone = all(user is norm or _asks_for_form(user) for user in x.users)
+        if waiting and not (alone and isinstance(self.part(x), _FRESH)):
             self.left.append(f"what {_name(norm)} normalises may change before the sum")
             return False
         with self.graph.inserting_before(total):
-            made = self._call(calls.norm_add_relu, norm, x, shortcut, in_place)
+            made = self._call(
+                calls.norm_add_relu, calls.batch_norm_add_relu, norm, shortcut, in_place
+            )
         self._replace(chain, made, f"{_name(norm)}+shortcut+{_name(chain[0])}")
         return True
 
-    def _fuse_after_sum(self, total: fx.Node, norm: fx.Node, chain: list[fx.Node]) -> bool:
+    def _fuse_after_sum(self, total: object, norm: fx.Node, chain: list[fx.Node]) -> bool:
+        if norm.op != "call_module" or not isinstance(total, fx.Node) or not _calls(total, _SUMS):
+            return False
         nodes = all(isinstance(arg, fx.Node) for arg in total.args)
         if len(total.args) != 2 or not nodes or total.kwargs or _calls(total, _SUMS_IN_PLACE):
             return False
@@ -141,16 +155,19 @@ class _Search:
         if any(self._index(user) < self._index(norm) for user in total.users):
             return False
         with self.graph.inserting_before(total):
-            both = self._call(calls.add_norm_relu, norm, *total.args)
+            module = self.graph.get_attr(str(norm.target))
+            both = self.graph.call_function(calls.add_norm_relu, (module, *total.args))
             made = [self.graph.call_function(operator.getitem, (both, i)) for i in (0, 1)]
         self._replace(chain, made[1], f"sum+{_name(norm)}+{_name(chain[0])}")
         total.replace_all_uses_with(made[0])
         self.graph.erase_node(total)
         return True
 
-    def _call(self, target: object, norm: fx.Node, *args: object) -> fx.Node:
-        module = self.graph.get_attr(str(norm.target))
-        return self.graph.call_function(target, (module, *args))  # type: ignore[arg-type]
+    def _call(self, of_module: Any, of_tensors: Any, norm: fx.Node, *more: Any) -> fx.Node:
+        if norm.op == "call_module":
+            module = self.graph.get_attr(str(norm.target))
+            return self.graph.call_function(of_module, (module, norm.args[0], *more))
+        return self.graph.call_function(of_tensors, (*more, *norm.args), norm.kwargs)
 
     def _index(self, node: fx.Node) -> int:
         return self.place.get(node, -1)
@@ -176,7 +193,27 @@ def _input(node: fx.Node) -> fx.Node:
     return given
 
 
+def _asks_for_form(node: fx.Node) -> bool:
+    """Whether `node` asks a tensor for its shape or kind, and nothing else."""
+    names = ("shape", "ndim", "dtype", "device", "size", "dim")
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in names
+    return node.op == "call_method" and node.target in names
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether `module` is made of others: its forward is none of PyTorch's layers'."""
+    forward: Any = kind_of(module).forward
+    known = str(forward.__module__).startswith(("torch.", "ran_kernels."))
+    return not known or forward is nn.Sequential.forward
+
+
 def _name(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
-    return "norm" if node.target is F.batch_norm else "relu"
+    if node.target is not F.batch_norm:
+        return "relu"
+    owners = [
+        str(arg.target).rpartition(".")[0] for arg in node.all_input_nodes if arg.op == "get_attr"
+    ]
+    return next(filter(None, owners), "norm")
