@@ -90,11 +90,11 @@ def _followed(
     try:
         with _reading(tracer):
             graph = tracer.trace(module)
-    except UnusualError:
-        raise
+    except UnusualError as error:
+        raise UnusualError([*found, str(error)][0]) from None
     except Exception as error:
         line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UnusualError(found[0] if found else f"torch.fx cannot follow it: {line}") from None
+        raise UnusualError([*found, f"torch.fx cannot follow it: {line}"][0]) from None
     if random.getstate() != numbers[0] or not torch.equal(torch.get_rng_state(), numbers[1]):
         found.append("its forward draws random numbers")
     places = Counter(part for _, part in module.named_modules(remove_duplicate=False))
@@ -340,17 +340,18 @@ class _Witness:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event == "c_call":
-            if argument is print and code in self.frames:
-                self.found.append("its forward prints")
-        elif event == "call" and frame.f_back is not None and frame.f_back.f_code in self.frames:
-            where = str(frame.f_globals.get("__name__", ""))
+        if event == "c_call" and argument is print and code in self.frames:
+            self.found.append("its forward prints")
+        if event != "call":
+            return
+        where = str(frame.f_globals.get("__name__", ""))
+        if where == "torch.utils.checkpoint":
+            self.found.append("its forward checkpoints")
+        elif (where, code.co_name) == ("torch.autograd.function", "apply"):
+            self.found.append("its forward has a derivative of its own")
+        elif frame.f_back is not None and frame.f_back.f_code in self.frames:
             if code.co_name == "__enter__":
                 self.found.append("its forward enters a context")
-            elif where == "torch.utils.checkpoint":
-                self.found.append("its forward checkpoints")
-            elif (where, code.co_name) == ("torch.autograd.function", "apply"):
-                self.found.append("its forward has a derivative of its own")
             elif not where.startswith(("torch.", "ran_kernels.fuse")):
                 self.frames.add(code)
                 self._look_at(code, frame.f_globals)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -55,6 +56,9 @@ def unfuse(model: nn.Module) -> list[str]:
 
 def _holds_norms(module: nn.Module) -> bool:
     """Whether the forward of `module` itself may normalise."""
+    if isinstance(module, torch.jit.ScriptModule):
+        names = [getattr(part, "original_name", "") for part in module.children()]
+        return any(kind.__name__ in names for kind in NORMS)
     if not has_own_forward(module):
         return False
     if isinstance(module, _BatchNorm):
