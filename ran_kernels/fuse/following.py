@@ -340,8 +340,12 @@ class _Witness:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event == "c_call" and argument is print and code in self.frames:
-            self.found.append("its forward prints")
+        if event == "c_call" and code in self.frames:
+            owner = getattr(argument, "__self__", None)
+            if argument is print:
+                self.found.append("its forward prints")
+            elif isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+                self.found.append("its forward has a derivative of its own")
         if event != "call":
             return
         where = str(frame.f_globals.get("__name__", ""))

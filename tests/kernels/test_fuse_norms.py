@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import ran_kernels
 from ran_kernels.fuse import forwards
@@ -232,7 +233,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
         lambda model: torch.nn.utils.parametrizations.weight_norm(model.unit.conv1), set(),
     ),
     "pruning": (
-        lambda model: torch.nn.utils.prune.l1_unstructured(model.unit.conv2, "weight", 3), set(),
+        lambda model: prune.l1_unstructured(model.unit.conv2, "weight", 3), set(),
     ),
     "an attribute": (lambda model: setattr(model.unit, "sum_first", True), {"unit"}),
     "another forward": (
@@ -260,7 +261,7 @@ def test_what_people_change_afterwards_counts(change: str) -> None:
     torch.testing.assert_close(model.state_dict(), original.state_dict())
 
 
-@pytest.mark.parametrize("part", ["stem", "stem.1", "stem.2", "unit.bn1", "unit.norms.1"])
+@pytest.mark.parametrize("part", ["stem", "stem.1", "stem.2", "unit.bn1", "unit.norms.0"])
 def test_hooks_added_afterwards_are_called(part: str) -> None:
     original = net()
     model = fused_of(original)
@@ -275,7 +276,7 @@ def test_hooks_added_afterwards_are_called(part: str) -> None:
     assert len(seen) == 8  # two passes of each, forward and backward
     with torch.nn.modules.module.register_module_forward_hook(lambda *args: seen.append(None)):
         model(X)
-    assert len(seen) == 8 + 2 + len(list(model.modules())) - 2  # a list is not called, a ReLU not
+    assert len(seen) == 8 + 1 + len(list(model.modules())) - 1  # a list of modules is not called
 
 
 @pytest.mark.parametrize("save", ["deepcopy", "pickle", "torch.save", "copy"])
@@ -286,8 +287,8 @@ def test_copies_are_fused_too(save: str) -> None:
     elif save == "pickle":
         other = pickle.loads(pickle.dumps(model))
     elif save == "copy":
-        other = copy.copy(model)
-        other.unit = copy.copy(other.unit)
+        other = Net()
+        other.stem, other.unit = copy.copy(model.stem), copy.copy(model.unit)
     else:
         stream = io.BytesIO()
         torch.save(model, stream)
@@ -300,10 +301,9 @@ def test_copies_are_fused_too(save: str) -> None:
     shared = other.unit.conv1.weight is model.unit.conv1.weight
     assert shared == (save == "copy")
     with taken(other) as ways:
-        torch.testing.assert_close(other(X), model(X))
-    assert all(all(took) for took in ways.values())
-    if save != "copy":
-        assert ways.keys() == NET.keys()
+        got = other(X)
+    torch.testing.assert_close(got, model(X))
+    assert ways == dict.fromkeys(NET, [True])
 
 
 def test_there_and_back() -> None:

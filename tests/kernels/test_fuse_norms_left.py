@@ -175,8 +175,8 @@ def _may_change(self: Any, x: Tensor) -> Tensor:
 
 #: A forward, and a part of the reason for which its normalisation is left.
 LEFT: dict[str, tuple[Forward, str]] = {
-    "no_grad": (_no_grad, "sets autocast or the recording of gradients"),
-    "autocast": (_autocast, "sets autocast or the recording of gradients"),
+    "no_grad": (_no_grad, "enters a context"),
+    "autocast": (_autocast, "enters a context"),
     "saved tensors": (_saved_elsewhere, "enters a context"),
     "decorated": (torch.no_grad()(_used_twice), "sets autocast or the recording of gradients"),
     "gradients": (_asks_for_gradients, "depends on autocast or the recording"),
