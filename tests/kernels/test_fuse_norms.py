@@ -83,6 +83,8 @@ BASIC = ["bn1+relu", "bn2+shortcut+relu"]
 BOTTLENECK = ["bn1+relu", "bn2+relu", "bn3+shortcut+relu"]
 TIMMS = ["bn1+act1", "bn2+act2", "bn3+shortcut+act3"]
 BLOCKS = [f"layer{i}.0" for i in (1, 2, 3, 4)]
+RESNETV2: dict[str, list[str]] = {}
+REGNETX: dict[str, list[str]] = {}
 #: A network, and what is fused in it.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, list[str]]]] = {
     "own": (Net, NET),
@@ -100,6 +102,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, list[str]]]] = {
         of_timm("resnet50d", **SMALL),
         {"": ["bn1+act1"], "conv1": ["1+2", "4+5"], **dict.fromkeys(BLOCKS, TIMMS)},
     ),
+    "timm resnetv2": (of_timm("resnetv2_50", **SMALL), RESNETV2),
+    "timm regnetx": (of_timm("regnetx_002"), REGNETX),
 }
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -186,6 +190,7 @@ def test_float32_in_both_layouts(name: str) -> None:
         x = torch.randn(2, 3, 40, 33).contiguous(memory_format=layout)
         got, want = run(fused_of(model), x), run(model, x)
         for a, b in zip(got, want, strict=True):
+            a, b = a.double(), b.double()  # the counts of batches too
             assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6
 
 
@@ -352,9 +357,6 @@ def test_with_attention_and_in_words() -> None:
     with taken(model) as ways:
         torch.testing.assert_close(run(model, x)[0], run(original, x)[0])
     assert ways == dict.fromkeys(["", *BLOCKS], [True, True])
-    # Attention that is replaced later leaves its block to itself, until it is fused again.
-    later = copy.deepcopy(original)
-    ran_kernels.fuse(later, norms=True)
 
 
 def test_traced_exported_and_compiled() -> None:
@@ -364,6 +366,7 @@ def test_traced_exported_and_compiled() -> None:
     torch._dynamo.reset()
     compiled: Any = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(compiled, X), want)
+    model.load_state_dict(original.state_dict())
     torch.testing.assert_close(model.eval()(X), want[len(want) // 2])
     exported = torch.export.export(model, (X,)).module()
     torch.testing.assert_close(exported(X), want[len(want) // 2])
