@@ -17,7 +17,7 @@ from .batch_norm_conv import Convolution, add_batch_norm_relu_conv2d, batch_norm
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .conv_gate import conv_gate
-from .fuse import FuseReport, fuse
+from .fuse import FuseReport, fuse, unfuse
 from .spatial_pool import spatial_pool
 from .upsample import upsample, upsample_add
 
@@ -43,6 +43,7 @@ __all__ = [
     "fuse",
     "nn",
     "spatial_pool",
+    "unfuse",
     "upsample",
     "upsample_add",
 ]

@@ -1,4 +1,4 @@
-"""Puts the fused CBAM in the place of other libraries' CBAM modules, with their parameters."""
+"""Puts the fused operators into somebody's model: CBAM, and batch normalisation with its ReLU."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from ..nn import CBAM
+from .norms import fuse_norms, unfuse
 from .readers import READERS, UnusualError
 from .sameness import understood
+
+__all__ = ["FuseReport", "fuse", "unfuse"]
 
 #: What becomes of each module of a known name: its replacement, or why it has none.
 Outcomes = dict[nn.Module, CBAM | str]
@@ -22,18 +25,40 @@ class FuseReport:
     """Names of the modules that are `ran_kernels.nn.CBAM` now."""
     left: dict[str, str] = field(default_factory=dict)
     """Names of the CBAM modules that stayed as they were, and why."""
+    norms: dict[str, list[str]] = field(default_factory=dict)
+    """Names of the modules whose forward has normalisations fused now, as in ``bn1+relu``."""
+    norms_left: dict[str, str] = field(default_factory=dict)
+    """Names of the modules in whose forward a normalisation stayed as it was, and why."""
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} CBAM modules replaced, {len(self.left)} left"]
         lines += [f"  replaced {name}" for name in self.replaced]
         lines += [f"  left {name or '(the model)'}: {reason}" for name, reason in self.left.items()]
+        if self.norms or self.norms_left:
+            pairs = sum(map(len, self.norms.values()))
+            lines.append(
+                f"{pairs} normalisations fused in {len(self.norms)} modules, "
+                f"{len(self.norms_left)} modules left"
+            )
+        for name, found in self.norms.items():
+            lines.append(f"  fused {name or '(the model)'}: {', '.join(found)}")
+        for name, reason in self.norms_left.items():
+            lines.append(f"  left {name or '(the model)'}: {reason}")
         return "\n".join(lines)
 
 
-def fuse(model: nn.Module) -> FuseReport:
+def fuse(model: nn.Module, *, norms: bool = False) -> FuseReport:
     """Replaces the CBAM modules in `model`, in place, by `ran_kernels.nn.CBAM`.
 
-    Known are timm's CbamModule, the CBAM of the authors' attention-module repository, and
+    With `norms`, batch normalisation followed by ReLU, and by an addition and ReLU, become one node
+    each, as `ran_kernels.nn.norm_relu` and its kin do it, in every module whose forward torch.fx
+    can follow. Nothing is replaced for that: modules, parameters, names and hooks are those they
+    were, `unfuse` takes it back, and copies and pickles of the model are fused as well. What the
+    forward asked when it was followed, of attributes, modes and classes of parts, is asked again at
+    every call; where an answer is another, a part that is passed over has hooks, or the model is
+    being traced or exported, the module's own forward runs. `fuse` again after exchanging parts.
+
+    Of CBAM, known are timm's CbamModule, the CBAM of the authors' attention-module repository, and
     pytorchcv's CbamBlock, by their classes' names and parts. Before a module is replaced, a copy of
     it is watched while it runs on random weights, and compared with its replacement, the whole and
     each half, on inputs of many sizes, values and layouts, in evaluation and in training: results,
@@ -49,10 +74,11 @@ def fuse(model: nn.Module) -> FuseReport:
     Among equal maxima, and NaN, the gradient goes to the first, where timm's shares it.
 
     Args:
-        model: any module that contains CBAM modules.
+        model: any module that contains CBAM modules or normalisations.
+        norms: fuse batch normalisation, too.
 
     Returns:
-        What was replaced, what was left and why. Its ``str`` has a line for each.
+        What was replaced and fused, what was left and why. Its ``str`` has a line for each.
 
     Raises:
         TypeError: `model` is no module.
@@ -77,6 +103,8 @@ def fuse(model: nn.Module) -> FuseReport:
             plan.append((parent, name.rpartition(".")[2], outcome))
             report.replaced.append(name)
     _replace(plan)
+    if norms:
+        fuse_norms(model, report.norms, report.norms_left)
     return report
 
 

@@ -56,7 +56,7 @@ def watched(run: Callable[[Tensor], Any], x: Tensor) -> list[str]:
     before = x.clone(), x._version
     numbers = random.getstate()
     with (
-        _autocast_on_every_device(),
+        autocast_on_every_device(),
         torch.no_grad(),
         _Operations(found) as operations,
         _Questions(found, operations) as asked,
@@ -78,8 +78,8 @@ def watched(run: Callable[[Tensor], Any], x: Tensor) -> list[str]:
 
 
 @contextmanager
-def _autocast_on_every_device() -> Iterator[None]:
-    before = _settings()
+def autocast_on_every_device() -> Iterator[None]:
+    before = settings()
     for device in _DEVICES:
         torch.set_autocast_enabled(device, True)
     try:
@@ -89,7 +89,7 @@ def _autocast_on_every_device() -> Iterator[None]:
             torch.set_autocast_enabled(device, enabled)
 
 
-def _settings() -> tuple[bool, ...]:
+def settings() -> tuple[bool, ...]:
     """What a forward may set for what runs within it."""
     return *map(torch.is_autocast_enabled, _DEVICES), torch.is_grad_enabled()
 
@@ -145,13 +145,13 @@ class _Questions(TorchFunctionMode):
         self.found = found
         self.operations = operations
         self.results: list[weakref.ref[Tensor]] = []
-        self.settings = _settings()
+        self.settings = settings()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         getter = getattr(func, "__name__", "") == "__get__"
         name = func.__self__.__name__ if getter else getattr(func, "__name__", str(func))
         caller = _caller()
-        if _settings() != self.settings:
+        if settings() != self.settings:
             self.found.append("its forward sets autocast or the recording of gradients")
         count = self.operations.count
         self.operations.trusting = caller in NORMS

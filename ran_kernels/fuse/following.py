@@ -1,0 +1,368 @@
+"""A module's own forward as a graph, its children whole, and what the forward asked on its way.
+
+torch.fx runs the forward on stand-ins for tensors and writes down what is done with them. The graph
+holds as long as every question would be answered as it was then, so the answers are written down,
+too. What would not show in the graph is refused: see `_Witness` and `_reading`.
+"""
+
+import dis
+import operator
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import inplace_methods
+
+from .readers import UnusualError
+from .watching import autocast_on_every_device, settings
+
+#: The way from a module down to a part of it: names of children.
+Path = tuple[str, ...]
+#: What `getattr` gives where there is nothing.
+MISSING = object()
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, torch.dtype, torch.device,
+          torch.memory_format)  # fmt: skip
+_one_at_a_time = threading.Lock()
+#: Where modules keep what they are made of: those who ask for a part by name answer for it.
+_KEPT = vars(nn.Module()).keys() - {"training"}
+
+
+class Answers(NamedTuple):
+    """What a forward asked its module and the parts below it."""
+
+    kinds: dict[Path, type[nn.Module]]
+    """The class of each part that it looked at or called."""
+    names: dict[Path, tuple[str, ...]]
+    """The children of each part whose children it went through."""
+    values: dict[tuple[Path, str], Any]
+    """Each attribute that it read, but for tensors, and for ``training`` of the module itself."""
+
+
+class Followed(NamedTuple):
+    """A forward that was followed."""
+
+    graph: fx.Graph
+    answers: Answers
+
+
+def follow(
+    module: nn.Module, names: list[str], kind: type, inline: frozenset[Path]
+) -> tuple[Followed, bool]:
+    """The forward of `module` in its present mode, given its required arguments alone.
+
+    Args:
+        names: of these arguments.
+        kind: of the first of them, Tensor or list; all others are tensors.
+        inline: the parts whose own forwards are followed as well, which must work plainly.
+
+    Returns:
+        The graph, and whether the forward asked of which class an argument is.
+
+    Raises:
+        UnusualError: it cannot be followed.
+    """
+    followed, asked = _followed(module, names, kind, inline)
+    with autocast_on_every_device(), torch.set_grad_enabled(not torch.is_grad_enabled()):
+        other, _ = _followed(module, names, kind, inline)
+    if _steps(other.graph) != _steps(followed.graph) or other.answers != followed.answers:
+        raise UnusualError("its forward depends on autocast or the recording of gradients")
+    return followed, asked
+
+
+def _steps(graph: fx.Graph) -> list[tuple[str, ...]]:
+    return [(str(n), n.op, str(n.target), str(n.args), str(n.kwargs)) for n in graph.nodes]
+
+
+def _followed(
+    module: nn.Module, names: list[str], kind: type, inline: frozenset[Path]
+) -> tuple[Followed, bool]:
+    found: list[str] = []
+    tracer = _Tracer(module, names, kind, inline, found)
+    numbers = random.getstate(), torch.get_rng_state()
+    try:
+        with _reading(tracer):
+            graph = tracer.trace(module)
+    except UnusualError as error:
+        raise UnusualError([*found, str(error)][0]) from None
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UnusualError([*found, f"torch.fx cannot follow it: {line}"][0]) from None
+    if random.getstate() != numbers[0] or not torch.equal(torch.get_rng_state(), numbers[1]):
+        found.append("its forward draws random numbers")
+    places = Counter(part for _, part in module.named_modules(remove_duplicate=False))
+    for path in tracer.answers.kinds:
+        if places[module.get_submodule(".".join(path))] > 1:
+            found.append(f"it has {'.'.join(path)} under two names")
+    for (path, name), value in tracer.answers.values.items():
+        if tracer.copies.get((path, name), value) != value:
+            found.append(f"its forward changes its attribute {'.'.join((*path, name))}")
+    if found:
+        raise UnusualError(found[0])
+    return Followed(graph, tracer.answers), tracer.asked
+
+
+class _StandIn(fx.Proxy):
+    """torch.fx's stand-in for a tensor, which also says that it is one, and what is in place."""
+
+    node: fx.Node
+    tracer: "_Tracer"
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        # What isinstance() asks after the true class has not sufficed.
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith(("torch.", "ran_kernels.fuse")):
+            return type(self)
+        if self.node.op != "placeholder":
+            raise UnusualError("its forward asks of which class a result is")
+        self.tracer.asked = True
+        return self.tracer.kind if self.node.target == self.tracer.names[0] else Tensor
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise UnusualError(f"its forward sets {name} of a tensor")
+        object.__setattr__(self, name, value)
+
+
+def _in_place(name: str) -> Callable[[_StandIn, Any], Any]:
+    # torch.fx would write down `x + y` for `x += y`, which somebody else's x does not feel.
+    def method(self: _StandIn, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return method
+
+
+for _name in inplace_methods.keys() - {"setitem"}:
+    setattr(_StandIn, f"__{_name}__", _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        names: list[str],
+        kind: type,
+        inline: frozenset[Path],
+        found: list[str],
+    ) -> None:
+        super().__init__(autowrap_modules=())
+        self.names, self.kind, self.inline, self.found = names, kind, inline, found
+        self.asked = False
+        self.answers = Answers({}, {}, {})
+        #: Lists and dicts as they were given to the forward.
+        self.copies: dict[tuple[Path, str], Any] = {}
+        self.paths: dict[nn.Module, Path] = {
+            part: tuple(name.split(".")) if name else () for name, part in module.named_modules()
+        }
+        self.tensors = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        self.reads = threading.local()
+        self.settings = settings()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self.paths[m] not in self.inline
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        given = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
+
+        # A lambda: an annotated function would give the graph its annotations.
+        return lambda *args: self._run(root_fn, args), [self.root, *given]
+
+    def _run(self, forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        before, self.witness = sys.getprofile(), _Witness(self)
+        self.reads.on = True
+        sys.setprofile(self.witness)
+        try:
+            return forward(*args)
+        finally:
+            self.reads.on = False
+            sys.setprofile(before)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if settings() != self.settings:
+            raise UnusualError("its forward sets autocast or the recording of gradients")
+        return super().create_node(*args, **kwargs)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        with self.aside():
+            return super().create_proxy(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and id(a) not in self.tensors:
+            raise UnusualError("its forward makes a tensor of its own")
+        with self.aside():
+            return super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        with self.aside():
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if m not in self.paths or not self.paths[m]:
+            raise UnusualError("its forward calls a module that is no part of it")
+        self.answers.kinds[self.paths[m]] = kind_of(m)
+        if self.paths[m] in self.inline:
+            return super().call_module(m, forward, args, kwargs)
+        with self.aside():
+            return super().call_module(m, forward, args, kwargs)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For what the tracer, and not the forward, reads and calls."""
+        before, self.reads.on = getattr(self.reads, "on", False), False
+        if before:
+            sys.setprofile(None)
+        try:
+            yield
+        finally:
+            self.reads.on = before
+            if before:
+                sys.setprofile(self.witness)
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class of `module`, without what `fuse` put over it."""
+    return getattr(type(module), "_ran_base", type(module))
+
+
+@contextmanager
+def _reading(tracer: _Tracer) -> Iterator[None]:
+    """Writes down which attributes of modules are read, and refuses those that are written."""
+    set_attribute = nn.Module.__setattr__
+
+    def on() -> bool:
+        return getattr(tracer.reads, "on", False)  # of this thread: others may be at work
+
+    def get(module: nn.Module, name: str) -> Any:
+        if not on() or name.startswith("__") or module not in tracer.paths:
+            return object.__getattribute__(module, name)
+        with tracer.aside():
+            return _answer(tracer, module, name)
+
+    def put(module: nn.Module, name: str, value: Any) -> None:
+        if on():
+            raise UnusualError(f"its forward sets its attribute {name}")
+        set_attribute(module, name, value)
+
+    with _one_at_a_time:
+        nn.Module.__getattribute__ = get  # type: ignore[method-assign]
+        nn.Module.__setattr__ = put  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+            nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign]
+
+
+def _answer(tracer: _Tracer, module: nn.Module, name: str) -> Any:
+    path, answers = tracer.paths[module], tracer.answers
+    if name in _KEPT:
+        if name == "_modules":
+            children = object.__getattribute__(module, name)
+            answers.names[path] = tuple(children)
+            for child, part in children.items():
+                _note_part(answers, (*path, child), part)
+        return object.__getattribute__(module, name)
+    try:
+        value = object.__getattribute__(module, name)
+    except AttributeError:
+        own = vars(module)
+        if name in own["_modules"]:
+            _note_part(answers, (*path, name), own["_modules"][name])
+        elif own["_parameters"].get(name) is None and own["_buffers"].get(name) is None:
+            known = name in own["_parameters"] or name in own["_buffers"]
+            answers.values[path, name] = None if known else MISSING
+        raise
+    if (path, name) == ((), "training"):
+        return value
+    if _is_plain(value):
+        answers.values[path, name] = value
+    elif isinstance(value, (list, dict)):
+        # A copy: what the forward puts into it shows afterwards, and is not in the module's own.
+        answers.values[path, name] = _copy(value)
+        return tracer.copies.setdefault((path, name), _copy(value))
+    elif not callable(value) or isinstance(value, nn.Module):
+        raise UnusualError(f"its forward reads its attribute {'.'.join((*path, name))}, which "
+                           f"holds a {type(value).__name__}")  # fmt: skip
+    elif name in vars(module):
+        answers.values[path, name] = value
+    return value
+
+
+def _note_part(answers: Answers, path: Path, part: nn.Module | None) -> None:
+    if part is None:
+        answers.values[path[:-1], path[-1]] = None
+    else:
+        answers.kinds[path] = kind_of(part)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `value` never changes."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+def _copy(value: Any) -> Any:
+    """Of lists and dicts of what never changes."""
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if not _is_plain(value):
+        raise UnusualError(f"its forward reads a list or dict with a {type(value).__name__}")
+    return value
+
+
+class _Witness:
+    """Adds to what `tracer` found what functions do that leaves no node in the graph.
+
+    It sees those of the forward, and what they call; not what the tracer calls for them.
+    """
+
+    def __init__(self, tracer: _Tracer) -> None:
+        self.found = tracer.found
+        self.frames = {_Tracer._run.__code__}
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "c_call" and code in self.frames:
+            owner = getattr(argument, "__self__", None)
+            if argument is print:
+                self.found.append("its forward prints")
+            elif isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+                self.found.append("its forward has a derivative of its own")
+        if event != "call":
+            return
+        where = str(frame.f_globals.get("__name__", ""))
+        if where == "torch.utils.checkpoint":
+            self.found.append("its forward checkpoints")
+        elif (where, code.co_name) == ("torch.autograd.function", "apply"):
+            self.found.append("its forward has a derivative of its own")
+        elif frame.f_back is not None and frame.f_back.f_code in self.frames:
+            if code.co_name == "__enter__":
+                self.found.append("its forward enters a context")
+            elif not where.startswith(("torch.", "ran_kernels.fuse")):
+                self.frames.add(code)
+                self._look_at(code, frame.f_globals)
+
+    def _look_at(self, code: CodeType, variables: dict[str, Any]) -> None:
+        for step in dis.get_instructions(code):
+            sets = step.opname == "STORE_GLOBAL"
+            if sets or step.opname == "LOAD_GLOBAL":
+                if sets or isinstance(variables.get(step.argval), (list, dict, set)):
+                    self.found.append(f"its forward uses the global variable {step.argval}")

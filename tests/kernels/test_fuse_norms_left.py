@@ -1,0 +1,375 @@
+"""What ``ran_kernels.fuse(model, norms=True)`` leaves as it is, with the reason."""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ran_kernels
+
+COUNTS = {"calls": 0}
+total = 0
+
+
+class Block(nn.Module):
+    """A convolution and a normalisation, for forwards of many kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.act = nn.ReLU(inplace=True)
+        self.flag, self.kept, self.table = True, [1.0], {"eps": object()}
+        self.register_buffer("seen", torch.zeros(()))
+
+
+Forward = Callable[[Any, Tensor], Any]
+
+
+def _no_grad(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = self.conv(x)
+    return F.relu(self.bn(x))
+
+
+def _autocast(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.relu(self.bn(self.conv(x)))
+
+
+def _saved_elsewhere(self: Any, x: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return F.relu(self.bn(self.conv(x)))
+
+
+def _asks_for_gradients(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.bn(self.conv(x)))
+    return y * 2 if torch.is_grad_enabled() else y
+
+
+def _asks_for_autocast(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.bn(self.conv(x)))
+    return y * 2 if torch.is_autocast_enabled("cpu") else y
+
+
+def _values(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.bn(self.conv(x)))
+    return y if y.sum() > 1 else -y
+
+
+def _size(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.bn(self.conv(x)))
+    return y[:, :, 1:] if x.shape[2] > 3 else y
+
+
+def _checkpoints(self: Any, x: Tensor) -> Tensor:
+    y = torch.utils.checkpoint.checkpoint(lambda x: self.conv(x), x, use_reentrant=False)
+    return F.relu(self.bn(y))
+
+
+def _prints(self: Any, x: Tensor) -> Tensor:
+    print("seen")
+    return F.relu(self.bn(self.conv(x)))
+
+
+def _sets(self: Any, x: Tensor) -> Tensor:
+    self.last = F.relu(self.bn(self.conv(x)))
+    return self.last
+
+
+def _counts(self: Any, x: Tensor) -> Tensor:
+    self.seen = self.seen + 1
+    return F.relu(self.bn(self.conv(x)))
+
+
+def _keeps(self: Any, x: Tensor) -> Tensor:
+    self.kept.append(2.0)
+    return F.relu(self.bn(self.conv(x)))
+
+
+def _table(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x))) if self.table["eps"] else x
+
+
+def _state(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x))) if self.held.flag else x
+
+
+def _random(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.bn(self.conv(x)))
+    return y * 2 if random.random() < 2 else y
+
+
+def _noise(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x))) + torch.randn(4, 1, 1)
+
+
+def _constant(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x))) + torch.ones(4, 1, 1)
+
+
+def _global(self: Any, x: Tensor) -> Tensor:
+    COUNTS["calls"] += 1
+    return F.relu(self.bn(self.conv(x)))
+
+
+def _sets_global(self: Any, x: Tensor) -> Tensor:
+    global total
+    total = 1
+    return F.relu(self.bn(self.conv(x)))
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad
+
+
+def _derivative(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(Twice.apply(self.conv(x))))
+
+
+ELSEWHERE = nn.Conv2d(4, 4, 1)
+
+
+def _elsewhere(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(ELSEWHERE(x)))
+
+
+def _kind_of_result(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    return F.relu(self.bn(y[0] if isinstance(y, tuple) else y))
+
+
+def _marks(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.bn(self.conv(x)))
+    y.name = "y"
+    return y
+
+
+def _used_twice(self: Any, x: Tensor) -> Tensor:
+    y = self.bn(self.conv(x))
+    return F.relu(y) + y
+
+
+def _into_the_shortcut(self: Any, x: Tensor) -> Tensor:
+    x = self.conv(x)
+    x += self.bn(x * 2)
+    return F.relu(x)
+
+
+def _may_change(self: Any, x: Tensor) -> Tensor:
+    y = self.bn(x)
+    z = self.conv(x.mul_(2))
+    return F.relu(y + z)
+
+
+#: A forward, and a part of the reason for which its normalisation is left.
+LEFT: dict[str, tuple[Forward, str]] = {
+    "no_grad": (_no_grad, "enters a context"),
+    "autocast": (_autocast, "enters a context"),
+    "saved tensors": (_saved_elsewhere, "enters a context"),
+    "decorated": (torch.no_grad()(_used_twice), "sets autocast or the recording of gradients"),
+    "gradients": (_asks_for_gradients, "depends on autocast or the recording"),
+    "whether autocast": (_asks_for_autocast, "depends on autocast or the recording"),
+    "values": (_values, "torch.fx cannot follow it: symbolically traced variables"),
+    "size": (_size, "torch.fx cannot follow it: symbolically traced variables"),
+    "checkpoint": (_checkpoints, "checkpoints"),
+    "print": (_prints, "prints"),
+    "attribute": (_sets, "sets its attribute last"),
+    "buffer": (_counts, "sets its attribute seen"),
+    "list": (_keeps, "changes its attribute kept"),
+    "table": (_table, "list or dict with a object"),
+    "state": (_state, "reads its attribute held, which holds a Held"),
+    "random": (_random, "draws random numbers"),
+    "noise": (_noise, "makes a tensor of its own"),
+    "constant": (_constant, "makes a tensor of its own"),
+    "global": (_global, "uses the global variable COUNTS"),
+    "sets global": (_sets_global, "uses the global variable total"),
+    "derivative": (_derivative, "has a derivative of its own"),
+    "module elsewhere": (_elsewhere, "calls a module that is no part of it"),
+    "kind of a result": (_kind_of_result, "asks of which class a result is"),
+    "mark": (_marks, "sets name of a tensor"),
+    "used twice": (_used_twice, "the result of bn is used before the ReLU, too"),
+    "into the shortcut": (_into_the_shortcut, "bn is added in place to another tensor"),
+    "input that changes": (_may_change, "what bn normalises may change before the sum"),
+}
+
+
+class Held:
+    flag = True
+
+
+def made(forward: Forward) -> nn.Module:
+    torch.manual_seed(0)
+    module = type("Own", (Block,), {"forward": forward, "__module__": __name__})()
+    module.held = Held()
+    return module
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_with_the_reason(name: str) -> None:
+    forward, reason = LEFT[name]
+    module = made(forward)
+    before = copy.deepcopy({k: v for k, v in vars(module).items() if k not in ("held", "table")})
+    model = nn.Sequential(module)
+    report = ran_kernels.fuse(model, norms=True)
+    assert report.norms == {}
+    assert [*report.norms_left] == ["0"]
+    assert reason in report.norms_left["0"]
+    assert str(report).splitlines()[1:] == [
+        "0 normalisations fused in 0 modules, 1 modules left",
+        f"  left 0: {report.norms_left['0']}",
+    ]
+    assert type(module).__mro__[1] is Block
+    assert type(module).forward is forward
+    assert module.kept == before["kept"]
+    assert "last" not in vars(module)
+    assert torch.equal(module.get_buffer("seen"), torch.zeros(()))
+    assert (nn.Module.__setattr__.__qualname__, "__getattribute__" in vars(nn.Module)) == (
+        "Module.__setattr__", False,
+    )  # fmt: skip
+
+
+def _plain(self: Any, x: Tensor) -> Tensor:
+    return self.act(self.bn(self.conv(x)))
+
+
+def _instance(module: Any) -> Any:
+    module.forward = lambda x: x
+    return module
+
+
+class Copied(Block):
+    forward = _plain
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class Keyword(Block):
+    def forward(self, x: Tensor, *, scale: float) -> Tensor:
+        return self.act(self.bn(x)) * scale
+
+
+class Graph(Block):
+    forward = _plain
+
+
+def _hooked(module: Any) -> Any:
+    module.act.register_forward_hook(lambda *args: None)
+    return module
+
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "forward of its own": (lambda: _instance(made(_plain)), "it has been given another forward"),
+    "copying of its own": (Copied, "it has a __deepcopy__ of its own"),
+    "keyword": (Keyword, "its forward takes no features"),
+    "graph": (lambda: torch.fx.symbolic_trace(Graph()), "it has a __deepcopy__ of its own"),
+    "script": (lambda: torch.jit.trace(Graph(), torch.ones(2, 4, 3, 3)), "a compiled script"),
+    "hooks": (lambda: _hooked(made(_plain)), "act has hooks or another forward"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_of_their_own_kind_are_left(name: str) -> None:
+    make, reason = MODULES[name]
+    module = make()
+    report = ran_kernels.fuse(nn.Sequential(module), norms=True)
+    assert report.norms == {}
+    assert reason in report.norms_left["0"]
+
+
+def _broadcasts(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x)) + self.bn.weight[:, None, None])
+
+
+def _wider(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x)) + x.double())
+
+
+def _wider_in_place(self: Any, x: Tensor) -> Tensor:
+    y = self.bn(self.conv(x))
+    y += x.double()
+    return F.relu(y)
+
+
+def _written_while_held(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    z = y
+    y += 1  # z is y
+    return self.act(self.bn(z)) + y
+
+
+def _scaled_sum(self: Any, x: Tensor) -> Tensor:
+    return F.relu(torch.add(self.bn(self.conv(x)), x, alpha=2))
+
+
+def _sum_used_before(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x) + x
+    z = y.mul_(2)
+    return F.relu(self.bn(y)) + z
+
+
+def _by_dtype(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x)).to(x.dtype)) * x.shape[1]
+
+
+def _other_settings(self: Any, x: Tensor) -> Tensor:
+    return F.dropout(self.act(self.bn(self.conv(x))), 0.5, self.training) * self.kept[0]
+
+
+def _optional(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    y = self.act(self.bn(self.conv(x)))
+    return y if mask is None else y * mask
+
+
+#: Forwards that look unusual, and what becomes one node in them.
+ALIKE: dict[str, tuple[Forward, list[str]]] = {
+    "broadcast": (_broadcasts, ["bn+shortcut+relu"]),
+    "wider": (_wider, ["bn+shortcut+relu"]),
+    "wider in place": (_wider_in_place, ["bn+shortcut+relu"]),
+    "written while held": (_written_while_held, ["bn+act"]),
+    "scaled sum": (_scaled_sum, []),
+    "sum used before": (_sum_used_before, ["bn+relu"]),
+    "by dtype": (_by_dtype, []),
+    "settings": (_other_settings, ["bn+act"]),
+    "optional": (_optional, ["bn+act"]),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_computes_the_same(name: str) -> None:
+    forward, pairs = ALIKE[name]
+    module = made(forward)
+    model = copy.deepcopy(module)
+    report = ran_kernels.fuse(model, norms=True)
+    assert report.norms == ({"": pairs} if pairs else {})
+    assert report.norms_left == {}
+    results = []
+    for m in (model, module):
+        torch.manual_seed(1)
+        x = torch.randn(2, 4, 5, 6, requires_grad=True)
+        outs = [m.train()(x + 0), m.eval()(x + 0)]
+        grads = torch.autograd.grad([out.sin().sum() for out in outs], [x, *m.parameters()])
+        results.append([*outs, *grads, *m.buffers()])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_an_optional_argument_is_heeded() -> None:
+    module = made(_optional)
+    model = copy.deepcopy(module)
+    ran_kernels.fuse(model, norms=True)
+    x = torch.randn(2, 4, 5, 6)
+    torch.testing.assert_close(model(x, x), module(x, x))
+    torch.testing.assert_close(model(x=x), module(x=x))
+    torch.testing.assert_close(model(x, mask=x), module(x, mask=x))
