@@ -127,8 +127,9 @@ def _convolutions(convs: Sequence[nn.Module], *images: Tensor) -> list[Convoluti
 
 
 def _plain(norm: nn.Module, x: Tensor) -> Tensor:
-    # Not in place where a stand-in may give x itself.
-    return F.relu(norm(x), inplace=isinstance(norm, _BatchNorm))
+    # Not in place where a stand-in may give x itself, or a hook keeps the result or its gradient.
+    own = isinstance(norm, _BatchNorm) and is_called_plainly(norm)
+    return F.relu(norm(x), inplace=own)
 
 
 def _options(norm: nn.Module, *images: Tensor) -> dict[str, Any] | None:

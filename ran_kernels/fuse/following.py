@@ -2,10 +2,9 @@
 
 torch.fx runs the forward on stand-ins for tensors and writes down what is done with them. The graph
 holds as long as every question would be answered as it was then, so the answers are written down,
-too. What would not show in the graph is refused: see `_Witness` and `_reading`.
+too. What would not show in the graph is refused: see `Witness` and `_reading`.
 """
 
-import dis
 import operator
 import random
 import sys
@@ -13,37 +12,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import inplace_methods
 
+from .answers import Answers, Copies, Path, kind_of, read
 from .readers import UnusualError
 from .watching import autocast_on_every_device, settings
+from .witness import Witness
 
-#: The way from a module down to a part of it: names of children.
-Path = tuple[str, ...]
-#: What `getattr` gives where there is nothing.
-MISSING = object()
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, torch.dtype, torch.device,
-          torch.memory_format)  # fmt: skip
 _one_at_a_time = threading.Lock()
-#: Where modules keep what they are made of: those who ask for a part by name answer for it.
-_KEPT = vars(nn.Module()).keys() - {"training"}
-
-
-class Answers(NamedTuple):
-    """What a forward asked its module and the parts below it."""
-
-    kinds: dict[Path, type[nn.Module]]
-    """The class of each part that it looked at or called."""
-    names: dict[Path, tuple[str, ...]]
-    """The children of each part whose children it went through."""
-    values: dict[tuple[Path, str], Any]
-    """Each attribute that it read, but for tensors, and for ``training`` of the module itself."""
 
 
 class Followed(NamedTuple):
@@ -159,8 +139,7 @@ class _Tracer(fx.Tracer):
         self.names, self.kind, self.inline, self.found = names, kind, inline, found
         self.asked = False
         self.answers = Answers({}, {}, {})
-        #: Lists and dicts as they were given to the forward.
-        self.copies: dict[tuple[Path, str], Any] = {}
+        self.copies: Copies = {}
         self.paths: dict[nn.Module, Path] = {
             part: tuple(name.split(".")) if name else () for name, part in module.named_modules()
         }
@@ -183,7 +162,7 @@ class _Tracer(fx.Tracer):
         return lambda *args: self._run(root_fn, args), [self.root, *given]
 
     def _run(self, forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        before, self.witness = sys.getprofile(), _Witness(self)
+        before, self.witness = sys.getprofile(), Witness(self.found, _Tracer._run.__code__)
         self.reads.on = True
         sys.setprofile(self.witness)
         try:
@@ -234,11 +213,6 @@ class _Tracer(fx.Tracer):
                 sys.setprofile(self.witness)
 
 
-def kind_of(module: nn.Module) -> type[nn.Module]:
-    """The class of `module`, without what `fuse` put over it."""
-    return getattr(type(module), "_ran_base", type(module))
-
-
 @contextmanager
 def _reading(tracer: _Tracer) -> Iterator[None]:
     """Writes down which attributes of modules are read, and refuses those that are written."""
@@ -251,118 +225,18 @@ def _reading(tracer: _Tracer) -> Iterator[None]:
         if not on() or name.startswith("__") or module not in tracer.paths:
             return object.__getattribute__(module, name)
         with tracer.aside():
-            return _answer(tracer, module, name)
+            return read(tracer.answers, tracer.copies, tracer.paths[module], module, name)
 
     def put(module: nn.Module, name: str, value: Any) -> None:
         if on():
             raise UnusualError(f"its forward sets its attribute {name}")
         set_attribute(module, name, value)
 
+    kind: Any = nn.Module
     with _one_at_a_time:
-        nn.Module.__getattribute__ = get  # type: ignore[method-assign]
-        nn.Module.__setattr__ = put  # type: ignore[method-assign]
+        kind.__getattribute__, kind.__setattr__ = get, put
         try:
             yield
         finally:
-            del nn.Module.__getattribute__
-            nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign]
-
-
-def _answer(tracer: _Tracer, module: nn.Module, name: str) -> Any:
-    path, answers = tracer.paths[module], tracer.answers
-    if name in _KEPT:
-        if name == "_modules":
-            children = object.__getattribute__(module, name)
-            answers.names[path] = tuple(children)
-            for child, part in children.items():
-                _note_part(answers, (*path, child), part)
-        return object.__getattribute__(module, name)
-    try:
-        value = object.__getattribute__(module, name)
-    except AttributeError:
-        own = vars(module)
-        if name in own["_modules"]:
-            _note_part(answers, (*path, name), own["_modules"][name])
-        elif own["_parameters"].get(name) is None and own["_buffers"].get(name) is None:
-            known = name in own["_parameters"] or name in own["_buffers"]
-            answers.values[path, name] = None if known else MISSING
-        raise
-    if (path, name) == ((), "training"):
-        return value
-    if _is_plain(value):
-        answers.values[path, name] = value
-    elif isinstance(value, (list, dict)):
-        # A copy: what the forward puts into it shows afterwards, and is not in the module's own.
-        answers.values[path, name] = _copy(value)
-        return tracer.copies.setdefault((path, name), _copy(value))
-    elif not callable(value) or isinstance(value, nn.Module):
-        raise UnusualError(f"its forward reads its attribute {'.'.join((*path, name))}, which "
-                           f"holds a {type(value).__name__}")  # fmt: skip
-    elif name in vars(module):
-        answers.values[path, name] = value
-    return value
-
-
-def _note_part(answers: Answers, path: Path, part: nn.Module | None) -> None:
-    if part is None:
-        answers.values[path[:-1], path[-1]] = None
-    else:
-        answers.kinds[path] = kind_of(part)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether `value` never changes."""
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)
-
-
-def _copy(value: Any) -> Any:
-    """Of lists and dicts of what never changes."""
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if not _is_plain(value):
-        raise UnusualError(f"its forward reads a list or dict with a {type(value).__name__}")
-    return value
-
-
-class _Witness:
-    """Adds to what `tracer` found what functions do that leaves no node in the graph.
-
-    It sees those of the forward, and what they call; not what the tracer calls for them.
-    """
-
-    def __init__(self, tracer: _Tracer) -> None:
-        self.found = tracer.found
-        self.frames = {_Tracer._run.__code__}
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if event == "c_call" and code in self.frames:
-            owner = getattr(argument, "__self__", None)
-            if argument is print:
-                self.found.append("its forward prints")
-            elif isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
-                self.found.append("its forward has a derivative of its own")
-        if event != "call":
-            return
-        where = str(frame.f_globals.get("__name__", ""))
-        if where == "torch.utils.checkpoint":
-            self.found.append("its forward checkpoints")
-        elif (where, code.co_name) == ("torch.autograd.function", "apply"):
-            self.found.append("its forward has a derivative of its own")
-        elif frame.f_back is not None and frame.f_back.f_code in self.frames:
-            if code.co_name == "__enter__":
-                self.found.append("its forward enters a context")
-            elif not where.startswith(("torch.", "ran_kernels.fuse")):
-                self.frames.add(code)
-                self._look_at(code, frame.f_globals)
-
-    def _look_at(self, code: CodeType, variables: dict[str, Any]) -> None:
-        for step in dis.get_instructions(code):
-            sets = step.opname == "STORE_GLOBAL"
-            if sets or step.opname == "LOAD_GLOBAL":
-                if sets or isinstance(variables.get(step.argval), (list, dict, set)):
-                    self.found.append(f"its forward uses the global variable {step.argval}")
+            del kind.__getattribute__
+            kind.__setattr__ = set_attribute

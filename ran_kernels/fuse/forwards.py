@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import backends
 from ..parts import are_called_plainly
-from .following import MISSING, Answers, Path, follow, kind_of
+from .answers import MISSING, Answers, Path, kind_of
+from .following import follow
 from .pairs import NORMS, Found, fuse_pairs
 from .readers import UnusualError
 
@@ -28,7 +29,7 @@ class Way(NamedTuple):
     kind: type  # of the first argument
     training: bool
     run: Callable[..., Any]
-    plain: tuple[Path, ...]  # parts that it passes over, so must work plainly
+    plain: tuple[Path, ...]  # parts that it does not call, so must work plainly
     exact: tuple[tuple[Path, tuple[type[nn.Module], ...]], ...]
     kinds: tuple[tuple[Path, type[nn.Module]], ...]
     names: tuple[tuple[Path, tuple[str, ...]], ...]
@@ -55,7 +56,6 @@ def take_off(module: nn.Module) -> bool:
 class Outcome(NamedTuple):
     """What can be made of a module, and of those alike."""
 
-    count: int  # of required arguments
     ways: Ways
     fused: tuple[str, ...]
     left: tuple[str, ...]
@@ -109,7 +109,7 @@ def _outcome(module: nn.Module, base: type[nn.Module]) -> Outcome:
             left.update(dict.fromkeys(found.left))
             ways.append(way)
     cls = _class_over(base, len(names), tuple(ways)) if fused else None
-    return Outcome(len(names), tuple(ways), tuple(fused), tuple(left), cls)
+    return Outcome(tuple(ways), tuple(fused), tuple(left), cls)
 
 
 def _required(base: type[nn.Module]) -> list[str]:
@@ -163,7 +163,7 @@ def _way(
 ) -> tuple[Found, Way, bool]:
     graph, answers, found, asked, inline = _best(module, names, kind, training)
     exact = tuple((path, _exact(module.get_submodule(".".join(path)))) for path in found.exact)
-    plain = (*(path for path, kinds in exact if kinds != NORMS), *sorted(inline))
+    plain = (*found.exact, *sorted(inline))
     # Any normalisation may stand for another: those fused are of `exact` classes.
     kinds = tuple(
         (path, _BatchNorm if part in NORMS else part) for path, part in answers.kinds.items()
@@ -271,13 +271,14 @@ def _state(module: nn.Module) -> Any:
 def _waiting(base: type[nn.Module]) -> nn.Module:
     """A module of the class `base` that is fused as soon as it has its parts."""
 
-    def awake(self: nn.Module, state: Any) -> None:
+    def awake(self: Any, state: Any) -> None:
         self.__class__ = base
         self.__setstate__(state)
         put_over(self)
 
-    cls = type(base.__name__, (base,), {"__setstate__": awake})
-    return cls.__new__(cls)
+    cls: Any = type(base.__name__, (base,), {"__setstate__": awake})
+    made: nn.Module = cls.__new__(cls)
+    return made
 
 
 def put_over(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .forwards import Outcome, outcome_of, take_off
-from .pairs import NORMS, has_own_forward
+from .pairs import NORMS, has_own_forward, may_end
 from .readers import UnusualError
 
 
@@ -21,12 +21,13 @@ def fuse_norms(model: nn.Module, fused: dict[str, list[str]], left: dict[str, st
     plan: list[tuple[nn.Module, type[nn.Module]]] = []
     known: dict[type, list[Outcome]] = {}
     for name, module in model.named_modules():
-        if not _holds_norms(module):
+        if not (_normalises(module) or _may_add(module)):
             continue
         try:
             outcome = outcome_of(module, known)
         except UnusualError as reason:
-            left[name] = str(reason)
+            if _normalises(module):
+                left[name] = str(reason)
             continue
         if outcome.left:
             left[name] = "; ".join(outcome.left)
@@ -54,8 +55,8 @@ def unfuse(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if take_off(module)]
 
 
-def _holds_norms(module: nn.Module) -> bool:
-    """Whether the forward of `module` itself may normalise."""
+def _normalises(module: nn.Module) -> bool:
+    """Whether the forward of `module` itself normalises, as far as its parts tell."""
     if isinstance(module, torch.jit.ScriptModule):
         names = [getattr(part, "original_name", "") for part in module.children()]
         return any(kind.__name__ in names for kind in NORMS)
@@ -64,6 +65,12 @@ def _holds_norms(module: nn.Module) -> bool:
     if isinstance(module, _BatchNorm):
         return True  # with an activation in it, as timm's
     return any(type(part) in NORMS for part in _at_hand(module))
+
+
+def _may_add(module: nn.Module) -> bool:
+    """Whether a part of `module` may end in a normalisation that belongs to a ReLU outside it."""
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return not scripted and has_own_forward(module) and any(map(may_end, _at_hand(module)))
 
 
 def _at_hand(module: nn.Module) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..parts import is_called_plainly
 from . import calls
-from .following import Path, kind_of
+from .answers import Path, kind_of
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -91,10 +91,8 @@ class _Search:
     def _want(self, node: fx.Node) -> None:
         """Notes the part that `node` calls, if its own forward may end in a normalisation."""
         part = self.part(node)
-        if part is not None and len(node.args) == 1 and is_called_plainly(part):
-            norms = [one for one in part.modules() if isinstance(one, _BatchNorm)]
-            if len(norms) == 1 and has_own_forward(part):
-                self.wanted.add(tuple(str(node.target).split(".")))
+        if part is not None and len(node.args) == 1 and is_called_plainly(part) and may_end(part):
+            self.wanted.add(tuple(str(node.target).split(".")))
 
     def _through_identities(self, node: fx.Node) -> Iterator[fx.Node]:
         yield node
@@ -206,6 +204,13 @@ def has_own_forward(module: nn.Module) -> bool:
     forward: Any = kind_of(module).forward
     known = str(forward.__module__).startswith(("torch.", "ran_kernels."))
     return not known or forward is nn.Sequential.forward
+
+
+def may_end(part: nn.Module) -> bool:
+    """Whether `part` may end in a normalisation: it has one, in parts of its own."""
+    if isinstance(part, torch.jit.ScriptModule) or not has_own_forward(part):
+        return False
+    return sum(isinstance(one, _BatchNorm) for one in part.modules()) == 1
 
 
 def _name(node: fx.Node) -> str:

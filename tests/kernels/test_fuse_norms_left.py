@@ -152,7 +152,7 @@ def _kind_of_result(self: Any, x: Tensor) -> Tensor:
 
 def _marks(self: Any, x: Tensor) -> Tensor:
     y = F.relu(self.bn(self.conv(x)))
-    y.name = "y"
+    y.mark = "y"  # type: ignore[attr-defined]
     return y
 
 
@@ -198,7 +198,7 @@ LEFT: dict[str, tuple[Forward, str]] = {
     "derivative": (_derivative, "has a derivative of its own"),
     "module elsewhere": (_elsewhere, "calls a module that is no part of it"),
     "kind of a result": (_kind_of_result, "asks of which class a result is"),
-    "mark": (_marks, "sets name of a tensor"),
+    "mark": (_marks, "sets mark of a tensor"),
     "used twice": (_used_twice, "the result of bn is used before the ReLU, too"),
     "into the shortcut": (_into_the_shortcut, "bn is added in place to another tensor"),
     "input that changes": (_may_change, "what bn normalises may change before the sum"),

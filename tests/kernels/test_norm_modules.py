@@ -139,6 +139,21 @@ def test_one_value_per_channel_is_refused_as_the_layer_does(place: Place, name: 
         place.run(ours, _module(), *[features((1, SHAPE[1], 1, 1))] * count)
 
 
+@each_helper
+def test_hooks_of_the_layer_keep_what_it_gave(name: str) -> None:
+    ours, plain, count = HELPERS[name]
+    kept: list[Tensor] = []
+    found = []
+    for op in (ours, plain):
+        norm = _module()
+        norm.register_forward_hook(lambda module, args, out: kept.append(out))
+        norm.register_full_backward_hook(lambda module, grad, out: kept.extend(out))
+        found.append(_results(op, norm, count, 1))
+    torch.testing.assert_close(*found)
+    assert len(kept) == 4
+    torch.testing.assert_close(kept[:2], kept[2:])
+
+
 def test_torch_fx_sees_the_layer() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
