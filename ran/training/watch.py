@@ -47,6 +47,7 @@ class Watch(L.Callback):
         self._processes, self._timeout, self._folder = processes, timeout, folder
         self._before_exit = before_exit
         self._store: Any = None
+        self._thread: threading.Thread | None = None
         self._broken = False
         self._left = threading.Event()
         self._looked = threading.Condition()
@@ -58,7 +59,8 @@ class Watch(L.Callback):
         if self._store is None and self._processes.count > 1:
             with suppress(KeyError, RuntimeError, ValueError):  # no torchrun's store: no watch
                 self._store = self._connect()
-                threading.Thread(target=self._run, name="ran-watch", daemon=True).start()
+                self._thread = threading.Thread(target=self._run, name="ran-watch", daemon=True)
+                self._thread.start()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -85,6 +87,8 @@ class Watch(L.Callback):
             raise
         finally:
             self._left.set()
+            if self._thread is not None:
+                self._thread.join()  # a process that ends while it is in the store aborts
             if self._store is not None:
                 with suppress(RuntimeError):
                     self._store.set(str(self._processes.rank), end)

@@ -6,9 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ import ran
 from ran.errors import UserError
 from ran.processes import Processes, find_processes
 from ran.training.run import TrainingResult
+from ran.training.watch import Watch
 from tests.tiny import TINY
 
 
@@ -78,6 +82,28 @@ def test_a_process_that_is_lost_is_named_by_the_others(
     lines = [line for line in said.splitlines() if line.startswith("ran: ")]
     assert [state in line and f"in {tmp_path / 'run'}" in line for line in lines] == [True], said
     assert "worker.py" not in said.partition("torch/distributed/elastic")[0]  # no traceback of ours
+
+
+def test_the_watch_has_left_the_store_before_the_process_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setattr("ran.training.watch._BEAT", 0.01)
+    looking = threading.Event()
+
+    def look(self: Watch) -> None:
+        looking.set()
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Watch, "_look", look)
+    watch = Watch(Processes(rank=0, count=2), 60.0, tmp_path, lambda: None)
+    with watch.naming():
+        watch.setup(L.Trainer(logger=False, barebones=True), L.LightningModule(), "fit")
+        assert looking.wait(10)
+    assert not [thread for thread in threading.enumerate() if thread.name == "ran-watch"]
+    assert store.get("ran/0/0") == b"done"
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
