@@ -40,6 +40,16 @@ struct Deviations {
     const V v = load(x + at, lanes);
     return kAdd ? v + load(addend + at, lanes) : v;
   }
+  // As it is stored, so that the number that the deviations are from is that of the sum, too.
+  template <typename Lanes>
+  RAN_INLINE V rounded(int64_t at, Lanes lanes) const {
+    const V v = element(at, lanes);
+    if constexpr (kAdd && sizeof(T) == 2) {
+      return widen(narrow(v, T{}), T{});
+    } else {
+      return v;
+    }
+  }
   template <typename Lanes>
   RAN_INLINE Two<V> operator()(int64_t at, V from, Lanes lanes) const {
     V v = element(at, lanes);
@@ -71,7 +81,7 @@ RAN_SIMD void near_means(
     for_vectors(shape.c, [&](int64_t i, int64_t, auto lanes) RAN_INLINE_LAMBDA {
       V sum{};
       for (int64_t k = 0; k < taken; ++k) {
-        sum += of.element(k * rows / taken * shape.c + i, lanes);
+        sum += of.rounded(k * rows / taken * shape.c + i, lanes);
       }
       store(near + i, settle(sum / static_cast<A>(taken)), lanes);
     });
@@ -83,7 +93,7 @@ RAN_SIMD void near_means(
     V sum{};
     for (int64_t k = 0; k < places; ++k) {
       const int64_t map = (k * shape.n / places * shape.c + c) * shape.hw;
-      sum += of.element(map + (shape.hw - lanes.count) / 2, lanes);
+      sum += of.rounded(map + (shape.hw - lanes.count) / 2, lanes);
     }
     const A mean = sum_lanes(sum) / static_cast<A>(places * lanes.count);
     near[c] = settle(splat<V>(mean))[0];
