@@ -108,23 +108,36 @@ def weights_for(
 ) -> dict[str, dict[str, Tensor]]:
     """The model's tensors by the graph's layer names, paired in the order both run in.
 
-    If one pairing makes the two agree on random weights, they compute the same function.
+    In the graph a unit's shortcut runs last and a skip unit before the units of its level on the
+    way up; here where it suits. If one pairing makes the two agree on random weights, they compute
+    the same function.
     """
-    order: list[nn.Module] = []
+    order: list[str] = []
     kinds = tuple(LEARNED.values())
     hooks = [
-        module.register_forward_hook(lambda module, *_: order.append(module))
-        for module in model.modules()
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
     with torch.no_grad():
         model(x)
     for hook in hooks:
         hook.remove()
+    for name in [name for name in order if ".shortcut" in name]:
+        order.remove(name)
+        unit = name.partition("shortcut")[0]
+        last = max(i for i, other in enumerate(order) if other.startswith(unit))
+        order.insert(last + 1, name)
+    for name in [name for name in order if ".skip." in name]:
+        order.remove(name)
+        mask, _, rest = name.partition("skip.")
+        up = f"{mask}up.{rest.partition('.')[0]}."
+        order.insert(min(i for i, other in enumerate(order) if other.startswith(up)), name)
     learned = [layer for layer in graph if layer["type"] in LEARNED]
     weights = {}
-    for layer, module in zip(learned, order, strict=True):
-        assert isinstance(module, LEARNED[layer["type"]]), layer["name"]
+    for layer, name in zip(learned, order, strict=True):
+        module = model.get_submodule(name)
+        assert isinstance(module, LEARNED[layer["type"]]), (layer["name"], name)
         weights[layer["name"]] = dict(module.state_dict())
-    assert len(set(map(id, order))) == len(order)
+    assert len(set(order)) == len(order)
     return weights

@@ -18,12 +18,13 @@ def tiny() -> ran.ResidualAttentionNetwork:
 
 
 def test_checkpointing_changes_no_gradient_and_no_statistic() -> None:
-    plain = randomise(small())
+    plain = randomise(small()).double()
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
-    x = torch.randn(4, 3, 32, 32)
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     expected = gradients(plain, x)
-    torch.testing.assert_close(gradients(saving, x), expected, rtol=0, atol=0)
+    # The gradient that a skip unit gives to its sum is added in another place: other rounding.
+    torch.testing.assert_close(gradients(saving, x), expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(statistics(saving), statistics(plain), rtol=0, atol=0)
     assert saving.get_buffer("stages.0.unit.bn1.num_batches_tracked") == 1
     for module in saving.modules():
