@@ -34,6 +34,16 @@ class Place:
         """Of torch.compile here: Inductor, which takes seconds, once for each kind of kernel."""
         return "inductor" if self.backend == "native" and not self.emulated else "aot_eager"
 
+    @property
+    def interpreted(self) -> bool:
+        """Whether Triton's interpreter runs here, where a call takes a tenth of a second."""
+        return (self.backend, self.device) == ("triton", "cpu")
+
+    def gradcheck(self, op: Callable[..., Any], leaves: Sequence[Tensor | None]) -> bool:
+        """`torch.autograd.gradcheck`, of every element, or in the interpreter of random sums."""
+        fast = self.interpreted
+        return bool(self.run(torch.autograd.gradcheck, op, leaves, fast_mode=fast))
+
     def run(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """op(*args, **kwargs) on this backend."""
         with emulated() if self.emulated else nullcontext(), ran_kernels.backend(self.backend):
@@ -117,6 +127,10 @@ def outputs_and_grads(
     wanted = [leaf for leaf in leaves if leaf is not None]
     grads = torch.autograd.grad(outputs, wanted, incoming)
     return [output.detach() for output in outputs], list(grads)
+
+
+#: What opcheck has to look at in an operator that is itself a derivative.
+OF_DERIVATIVES = ("test_schema", "test_faketensor")
 
 
 def check_against_reference(

@@ -14,6 +14,7 @@ from ran_kernels import reference
 from .harness import (
     DTYPES,
     LAYOUTS,
+    OF_DERIVATIVES,
     Place,
     check_against_reference,
     everywhere,
@@ -193,7 +194,7 @@ def test_gradcheck(place: Place, activation: str, residual: bool) -> None:
     def gate(logits: Tensor, trunk: Tensor) -> Tensor:
         return ran_kernels.attention_gate(logits, trunk, residual=residual, activation=activation)
 
-    assert place.run(torch.autograd.gradcheck, gate, (logits, trunk), fast_mode=False)
+    assert place.gradcheck(gate, (logits, trunk))
 
 
 @kernels
@@ -259,7 +260,8 @@ def test_opcheck(place: Place, layout: str) -> None:
     backward = getattr(torch.ops.ran.attention_gate_backward, overload)
     for activation in range(len(ACTIVATIONS)):
         opcheck(forward, (*leaves, True, activation))
-        opcheck(backward, (grad, logits.detach(), trunk.detach(), True, activation))
+        given = (grad, logits.detach(), trunk.detach(), True, activation)
+        opcheck(backward, given, test_utils=OF_DERIVATIVES)
 
 
 @kernels

@@ -27,7 +27,8 @@ def test_same_bits_every_run_and_inputs_untouched(place: Place, name: str, layou
     first = place.run(case.results, case.op, inputs)
     threads = torch.get_num_threads()
     try:
-        for count in (1, 2, 3, 5):
+        # Triton's interpreter and the emulator have no use for PyTorch's threads.
+        for count in (5,) if place.interpreted or place.emulated else (1, 2, 3, 5):
             torch.set_num_threads(count)
             assert all(map(torch.equal, first, place.run(case.results, case.op, inputs)))
     finally:
@@ -136,11 +137,10 @@ def test_what_cannot_be_differentiated_names_the_way_out(place: Place, name: str
 
 
 @each_operator
-@pytest.mark.parametrize("layout", NATIVE_LAYOUTS)
-def test_compile_fullgraph(place: Place, name: str, layout: str) -> None:
+def test_compile_fullgraph(place: Place, name: str) -> None:
     torch._dynamo.reset()
     case = OPERATORS[name]
-    inputs = case.inputs(device=place.device, layout=layout)
+    inputs = case.inputs(device=place.device, layout="channels_last")
 
     def around(op: Op) -> Op:
         return lambda first, *rest: [t.sigmoid() for t in listed(op(first.tanh(), *rest))]

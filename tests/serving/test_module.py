@@ -47,8 +47,15 @@ def test_copies_and_states() -> None:
     assert moved.network(x.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-@pytest.mark.parametrize("name", ["authors", "features", "CBAM basic", "timm"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("authors", "channels_last"),
+        ("features", "contiguous"),
+        ("CBAM basic", "channels_last"),
+        ("timm", "contiguous"),
+    ],
+)
 def test_a_saved_network_computes_the_same_bits(name: str, layout: str) -> None:
     x = images()
     model = shaped(NETWORKS[name]())
