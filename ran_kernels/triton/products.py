@@ -1,0 +1,117 @@
+"""What the kernels that multiply matrices share: tiles, which of them a shape takes, precision."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes, and with what."""
+
+    rows: int
+    columns: int
+    inner: int  # what is summed over, at a time
+    warps: int
+    stages: int  # such steps in flight
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product (rows, inner) × (inner, columns) and what moves beside its operands."""
+
+    rows: int
+    columns: int
+    inner: int
+    element_size: int  # bytes
+    images: int = 1  # (rows, columns) that the epilogue reads or writes
+
+
+#: From large to small, by bytes of an element. All fit in the 99 KB of shared memory that the
+#: smallest of these GPUs has.
+TILES = {
+    2: (
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 128, 32, 8, 4),
+        Tile(128, 64, 64, 4, 3),
+        Tile(128, 64, 32, 4, 4),
+        Tile(64, 128, 32, 4, 4),
+        Tile(64, 64, 64, 4, 4),
+        Tile(32, 64, 64, 4, 4),
+    ),
+    4: (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(32, 64, 32, 4, 3)),
+    8: (Tile(32, 32, 16, 4, 2),),
+}
+
+# The GPU of the model is an H100 whatever GPU is at hand: tiles, and so the order of sums, are the
+# same on all, but where one was measured (`tuned`).
+MULTIPROCESSORS = 132
+SHARED = 227 * 1024  # bytes of a multiprocessor
+THREADS = 2048  # of a multiprocessor
+REGISTERS = 65536
+BANDWIDTH = 3.0e12  # bytes a second from memory
+L2_BANDWIDTH = 5.5e12
+LATENCY = 0.8e-6  # seconds from asking memory to having
+#: Of tensor cores, multiply-adds a second and two: by bytes of an element; float64 is exact.
+PEAK = {2: 800e12, 4: 400e12, 8: 60e12}
+#: Share of it that a tile reaches, by the smaller of its sides: narrow products read more operands
+#: from shared memory for each result.
+REACHED = {32: 0.25, 64: 0.45, 128: 0.65}
+
+
+def estimate(problem: Problem, tile: Tile) -> float:
+    """Seconds that the product takes with `tile`, by the model that chooses among TILES.
+
+    The slowest of: memory, each operand once, at the rate that the bytes in flight allow (Little's
+    law); the L2 cache, which gives the operands again to every tile; and the tensor cores on whole
+    tiles. The last wave of programs counts as a full one.
+    """
+    size = problem.element_size
+    row_tiles = triton.cdiv(problem.rows, tile.rows)
+    column_tiles = triton.cdiv(problem.columns, tile.columns)
+    programs = row_tiles * column_tiles
+    step = (tile.rows + tile.columns) * tile.inner * size
+    # An accumulator, an operand and addresses beside it.
+    registers = 32 * tile.warps * min(255, tile.rows * tile.columns // (32 * tile.warps) + 96)
+    resident = max(
+        1,
+        min(SHARED // (step * tile.stages), THREADS // (32 * tile.warps), REGISTERS // registers),
+    )
+    slots = MULTIPROCESSORS * resident
+    waves = triton.cdiv(programs, slots)
+    quantised = waves * slots / programs if programs > slots else 1.0
+    moved = size * (
+        problem.rows * problem.inner
+        + problem.columns * problem.inner
+        + problem.images * problem.rows * problem.columns
+    )
+    in_flight = min(programs, slots) * step * (tile.stages - 1)
+    memory = moved / min(BANDWIDTH, in_flight / LATENCY)
+    inner_steps = triton.cdiv(problem.inner, tile.inner)
+    cache = programs * step * inner_steps / L2_BANDWIDTH
+    whole = programs * tile.rows * tile.columns * inner_steps * tile.inner
+    share = REACHED[min(tile.rows, tile.columns, 128)] * min(1.0, programs / MULTIPROCESSORS)
+    products = 2 * whole / (PEAK[size] * share)
+    return max(memory, cache, products) * quantised
+
+
+def choose(problem: Problem) -> Tile:
+    """The tile of TILES with the least `estimate`; of equals the first, the largest."""
+    return min(TILES[problem.element_size], key=lambda tile: estimate(problem, tile))
+
+
+def convolution_precision(dtype: torch.dtype) -> str:
+    """How products of float32 are made, "tf32" or "ieee": as PyTorch's convolutions are.
+
+    The other dtypes have one way only.
+    """
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return "tf32" if allowed and dtype == torch.float32 else "ieee"
+
+
+def matrix_precision(x: Tensor) -> str:
+    """As `convolution_precision`: as PyTorch's matrix products are."""
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"
