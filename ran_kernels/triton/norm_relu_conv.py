@@ -18,15 +18,10 @@ from .norm_relu_conv_kernels import (
     norm_relu_conv_reduce_kernel,
     norm_relu_conv_weight_kernel,
 )
-from .products import Problem, Tile, choose, convolution_precision
+from .products import Problem, Tile, choose, convolution_precision, splits_of
 
 # Columns that a program of the second stage puts together.
 FINISH_COLUMNS = 32
-# Of the weight's gradient: programs that keep a GPU of about 140 multiprocessors busy, and blocks
-# of positions that each sums at least. One level adds up what they leave.
-ENOUGH_PROGRAMS = 512
-LEAST_STEPS = 8
-MOST_SPLITS = GROUP.value
 
 
 def _geometry(size: tuple[int, int], stride: int) -> dict[str, int]:
@@ -80,14 +75,11 @@ def plan_weight(
     out: int, channels: int, rows: int, element_size: int, size: tuple[int, int], stride: int
 ) -> tuple[int, tuple[int], dict[str, Any]]:
     """As `plan`, of the weight's gradient (out, channels): how many share the positions, first."""
-    tile = choose(Problem(out, channels, rows, element_size))
+    problem = Problem(out, channels, rows, element_size, splits=True)
+    tile = choose(problem)
+    splits, steps = splits_of(problem, tile)
     column_tiles = triton.cdiv(channels, tile.columns)
     tiles = triton.cdiv(out, tile.rows) * column_tiles
-    blocks = triton.cdiv(rows, tile.inner)
-    splits = max(1, min(ENOUGH_PROGRAMS // tiles, blocks // LEAST_STEPS, MOST_SPLITS))
-    # Few values, as each is compiled by itself.
-    steps = triton.next_power_of_2(triton.cdiv(blocks, splits))
-    splits = triton.cdiv(blocks, steps)
     return (
         splits,
         (splits * tiles,),
@@ -188,12 +180,10 @@ def norm_relu_conv(
             *map(contiguous, (mean, variance, weight, bias)),
             conv.contiguous(),
             None if addend is None else _last(addend),
-            None,
             y,
             *(means, squares) if measure else (None, None),
             EPS=eps,
             MEASURE=measure,
-            RESIDUAL=False,
             **_options(x, conv.dtype),
             **arguments,
         )
@@ -224,7 +214,7 @@ def norm_relu_conv_reduce(
         return masked, sum_grad.zero_(), sum_grad_xhat.zero_()
     rows = x.numel() // channels
     images = 1 + keep + (partial is not None)
-    problem = Problem(rows, channels, conv.shape[0], conv.element_size(), images)
+    problem = Problem(rows, channels, conv.shape[0], conv.element_size(), images, numbers=4)
     row_tiles, grid, arguments = plan(problem, x.shape[2:], stride)
     variance = variance.contiguous()
     with device_of(x):
@@ -271,7 +261,8 @@ def norm_relu_conv_grad(
         return grad_x
     images = 1 + sum(t is not None for t in (x, partial, addend))
     rows = grad_x.numel() // channels
-    problem = Problem(rows, channels, out, conv.element_size(), images)
+    numbers = 0 if mean is None else 6
+    problem = Problem(rows, channels, out, conv.element_size(), images, numbers)
     _, grid, arguments = plan(problem, (size[0], size[1]), stride)
     with device_of(grad):
         norm_relu_conv_grad_kernel[grid](

@@ -73,9 +73,9 @@ def activation(x, center, scale, offset):
 
 @triton.jit
 def norm_relu_conv_kernel(
-    x, mean, variance, weight, bias, conv, addend, trunk, y, means, squares,
+    x, mean, variance, weight, bias, conv, addend, y, means, squares,
     rows, column_tiles, height, width, out_height, out_width,
-    EPS: tl.constexpr, MEASURE: tl.constexpr, RESIDUAL: tl.constexpr,
+    EPS: tl.constexpr, MEASURE: tl.constexpr,
     INNER: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     BLOCK_INNER: tl.constexpr, STAGES: tl.constexpr,
@@ -94,8 +94,9 @@ def norm_relu_conv_kernel(
         a = tl.load(left, mask=there & inside[None, :], other=0.0)
         b = tl.load(right, mask=inside[:, None] & wanted, other=0.0)
         if mean is not None:
+            channel = start + k.to(tl.int64)
             center, _, scale, offset = row_factors(
-                mean, variance, weight, bias, start + k, INNER, EPS
+                mean, variance, weight, bias, channel, INNER, EPS
             )
             a = activation(a, center, scale, offset).to(conv.dtype.element_ty)
         if WIDEN:
@@ -107,9 +108,6 @@ def norm_relu_conv_kernel(
     inside = there & wanted
     if addend is not None:
         total += widen(tl.load(addend + at, mask=inside, other=0.0))
-    if trunk is not None:
-        gate = 1.0 / (1.0 + tl.exp(-total))
-        total = (1.0 + gate if RESIDUAL else gate) * widen(tl.load(trunk + at, mask=inside))
     stored = total.to(y.dtype.element_ty)
     tl.store(y + at, stored, mask=inside)
     if MEASURE:
@@ -183,8 +181,9 @@ def norm_relu_conv_reduce_kernel(
         tl.store(masked + at, g.to(masked.dtype.element_ty), mask=inside)
     # Without invstd so far: Σ g and Σ g (x - mean).
     to = tile * COLUMNS + column
+    total = tl.sum(tl.where(inside, g, 0.0), axis=0)
+    tl.store(totals + to, total, mask=column < COLUMNS)
     dot = tl.sum(tl.where(inside, g * (value - center), 0.0), axis=0)
-    tl.store(totals + to, tl.sum(tl.where(inside, g, 0.0), axis=0), mask=column < COLUMNS)
     tl.store(dots + to, dot, mask=column < COLUMNS)
 
 

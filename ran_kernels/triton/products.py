@@ -1,5 +1,6 @@
 """What the kernels that multiply matrices share: tiles, which of them a shape takes, precision."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +21,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Problem:
-    """A product (rows, inner) × (inner, columns) and what moves beside its operands."""
+    """A product (rows, inner) × (inner, columns) and what is beside it."""
 
     rows: int
     columns: int
     inner: int
     element_size: int  # bytes
     images: int = 1  # (rows, columns) that the epilogue reads or writes
+    numbers: int = 0  # (columns,) that the epilogue holds
+    splits: bool = False  # whether programs share what is summed over
 
 
 #: From large to small, by bytes of an element. All fit in the 99 KB of shared memory that the
@@ -54,11 +57,37 @@ REGISTERS = 65536
 BANDWIDTH = 3.0e12  # bytes a second from memory
 L2_BANDWIDTH = 5.5e12
 LATENCY = 0.8e-6  # seconds from asking memory to having
+# Of products that several programs share: enough to keep a GPU of about 140 multiprocessors busy,
+# what each sums at least, and as many as there may be.
+ENOUGH_PROGRAMS = 512
+LEAST_STEPS = 8
+MOST_SPLITS = 256
+#: What the model cannot tell apart.
+TIE = 1.05
 #: Of tensor cores, multiply-adds a second and two: by bytes of an element; float64 is exact.
 PEAK = {2: 800e12, 4: 400e12, 8: 60e12}
 #: Share of it that a tile reaches, by the smaller of its sides: narrow products read more operands
 #: from shared memory for each result.
 REACHED = {32: 0.25, 64: 0.45, 128: 0.65}
+
+
+def registers(problem: Problem, tile: Tile) -> int:
+    """Of a thread, about: the accumulator, an image beside it, the epilogue's numbers of a quarter
+    of the columns, which is what the layout of tensor cores gives to each thread, and addresses."""
+    accumulator = tile.rows * tile.columns // (32 * tile.warps)
+    accumulator *= problem.element_size // 8 + 1  # float64 takes two
+    beside = min(problem.images - 1, 1) * accumulator
+    return accumulator + beside + problem.numbers * tile.columns // 4 + 80
+
+
+def splits_of(problem: Problem, tile: Tile) -> tuple[int, int]:
+    """How many programs share what a tile sums over, and steps of each: a power of two, as each
+    number of them is compiled by itself."""
+    tiles = triton.cdiv(problem.rows, tile.rows) * triton.cdiv(problem.columns, tile.columns)
+    blocks = triton.cdiv(problem.inner, tile.inner)
+    splits = max(1, min(ENOUGH_PROGRAMS // tiles, blocks // LEAST_STEPS, MOST_SPLITS))
+    steps = triton.next_power_of_2(triton.cdiv(blocks, splits))
+    return triton.cdiv(blocks, steps), steps
 
 
 def estimate(problem: Problem, tile: Tile) -> float:
@@ -69,37 +98,47 @@ def estimate(problem: Problem, tile: Tile) -> float:
     tiles. The last wave of programs counts as a full one.
     """
     size = problem.element_size
+    held = registers(problem, tile)
+    if held > 255:
+        return math.inf
     row_tiles = triton.cdiv(problem.rows, tile.rows)
     column_tiles = triton.cdiv(problem.columns, tile.columns)
-    programs = row_tiles * column_tiles
+    steps, splits = triton.cdiv(problem.inner, tile.inner), 1
+    if problem.splits:
+        splits, steps = splits_of(problem, tile)
+    programs = row_tiles * column_tiles * splits
     step = (tile.rows + tile.columns) * tile.inner * size
-    # An accumulator, an operand and addresses beside it.
-    registers = 32 * tile.warps * min(255, tile.rows * tile.columns // (32 * tile.warps) + 96)
-    resident = max(
-        1,
-        min(SHARED // (step * tile.stages), THREADS // (32 * tile.warps), REGISTERS // registers),
-    )
+    threads = 32 * tile.warps
+    resident = min(SHARED // (step * tile.stages), THREADS // threads, REGISTERS // threads // held)
     slots = MULTIPROCESSORS * resident
-    waves = triton.cdiv(programs, slots)
-    quantised = waves * slots / programs if programs > slots else 1.0
+    quantised = triton.cdiv(programs, slots) * slots / programs if programs > slots else 1.0
     moved = size * (
         problem.rows * problem.inner
         + problem.columns * problem.inner
         + problem.images * problem.rows * problem.columns
     )
+    moved += 8 * (splits - 1) * problem.rows * problem.columns  # float32, written and read
     in_flight = min(programs, slots) * step * (tile.stages - 1)
     memory = moved / min(BANDWIDTH, in_flight / LATENCY)
-    inner_steps = triton.cdiv(problem.inner, tile.inner)
-    cache = programs * step * inner_steps / L2_BANDWIDTH
-    whole = programs * tile.rows * tile.columns * inner_steps * tile.inner
-    share = REACHED[min(tile.rows, tile.columns, 128)] * min(1.0, programs / MULTIPROCESSORS)
+    cache = programs * step * steps / L2_BANDWIDTH
+    whole = programs * tile.rows * tile.columns * steps * tile.inner
+    share = REACHED[min(tile.rows, tile.columns)] * min(1.0, programs / MULTIPROCESSORS)
     products = 2 * whole / (PEAK[size] * share)
     return max(memory, cache, products) * quantised
 
 
 def choose(problem: Problem) -> Tile:
-    """The tile of TILES with the least `estimate`; of equals the first, the largest."""
-    return min(TILES[problem.element_size], key=lambda tile: estimate(problem, tile))
+    """The largest tile of TILES that is not half empty and whose `estimate` is within TIE of the
+    least, or the smallest."""
+    *tiles, smallest = TILES[problem.element_size]
+    fitting = [
+        tile
+        for tile in tiles
+        if 2 * problem.rows > tile.rows and 2 * problem.columns > tile.columns
+    ]
+    fitting.append(smallest)
+    seconds = [estimate(problem, tile) for tile in fitting]
+    return next(tile for tile, s in zip(fitting, seconds, strict=True) if s <= TIE * min(seconds))
 
 
 def convolution_precision(dtype: torch.dtype) -> str:

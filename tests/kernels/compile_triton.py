@@ -146,6 +146,86 @@ def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
+    """Of each product with all terms and with as few as there can be, and of both second stages."""
+    from ran_kernels.triton import norm_relu_conv
+    from ran_kernels.triton.products import Problem
+
+    size = dtype.itemsize
+    numbers = {"EPS": 1e-5, "WIDEN": False, "PRECISION": "tf32" if size == 4 else "ieee"}
+    vanishes = {"VANISHES": 0.0 if size == 4 else 2.0**-134}
+
+    def data(*names: str) -> dict[str, Any]:
+        return dict.fromkeys(names, DATA)
+
+    def sums(*names: str) -> dict[str, Any]:
+        return dict.fromkeys(names, SUM)
+
+    def positions(
+        columns: int, inner: int, side: int, stride: int = 1, **beside: int
+    ) -> dict[str, Any]:
+        problem = Problem(128 * side * side, columns, inner, size, **beside)
+        return norm_relu_conv.plan(problem, (side * stride, side * stride), stride)[2]
+
+    channels = sums("mean", "variance", "weight", "bias")
+    none = dict.fromkeys(channels)
+    parts = {"means": "*fp64", "squares": SUM}
+    forward = {**data("x", "conv", "y"), "addend": None}
+    narrow = {**positions(64, 256, 56), **numbers}
+    wide = {**positions(1024, 256, 14, images=2), **numbers}
+    halved = {**positions(512, 256, 28, 2), **numbers}
+    reduce_wide = {**positions(256, 64, 56, numbers=4), **numbers, **vanishes}
+    reduce_narrow = {**positions(256, 1024, 14, images=3, numbers=4), **numbers, **vanishes}
+    grad_wide = {**positions(256, 64, 56, images=4, numbers=6), **numbers, **vanishes}
+    grad_plain = {**positions(256, 64, 56, images=2), **numbers, **vanishes}
+    results = sums("sum_grad", "sum_grad_xhat")
+
+    def weight(out: int, inner: int, side: int) -> dict[str, Any]:
+        rows = 128 * side * side
+        splits, _, planned = norm_relu_conv.plan_weight(out, inner, rows, size, (side, side), 1)
+        assert splits > 1
+        return {**data("grad", "x"), "parts": SUM, **planned, **numbers}
+
+    return {
+        "norm_relu_conv_kernels.norm_relu_conv_kernel": [
+            {**forward, **channels, **parts, **narrow, "MEASURE": True},
+            {**forward, **channels, "addend": DATA, **parts, **wide, "MEASURE": True},
+            {**forward, **none, **parts, **halved, "MEASURE": True},
+            {**forward, **channels, **dict.fromkeys(parts), **wide, "MEASURE": False},
+        ],
+        "norm_relu_conv_kernels.norm_relu_conv_reduce_kernel": [
+            {**data("grad", "x", "conv"), "masked": None, "partial": None, **channels}
+            | {**sums("totals", "dots"), **reduce_wide},
+            {**data("grad", "x", "conv", "masked", "partial"), **channels}
+            | {**sums("totals", "dots"), **reduce_narrow},
+        ],
+        "norm_relu_conv_kernels.norm_relu_conv_grad_kernel": [
+            {**data("grad", "x", "partial", "addend", "conv", "grad_x"), **channels, **results}
+            | {"elements": 128 * 56 * 56, **grad_wide},
+            {**data("grad", "conv", "grad_x", "addend"), "x": None, "partial": None, **none}
+            | {**dict.fromkeys(results), "elements": 1, **grad_plain},
+        ],
+        "norm_relu_conv_kernels.norm_relu_conv_weight_kernel": [
+            {**weight(64, 256, 56), **channels},
+            {**weight(1024, 256, 14), **channels},
+            {**weight(512, 1024, 14), **none},
+        ],
+        "norm_relu_conv_kernels.merge_kernel": [
+            {**parts, "mean": SUM, "variance": SUM, "parts": 49, "columns": 256, "rows": 401408}
+            | {"part_rows": 8192, "FINAL": True, "BLOCK": norm_relu_conv.FINISH_COLUMNS},
+            {**parts, "mean": "*fp64", "variance": SUM, "parts": 3136, "columns": 256}
+            | {"rows": 401408, "part_rows": 128, "FINAL": False}
+            | {"BLOCK": norm_relu_conv.FINISH_COLUMNS},
+        ],
+        "norm_relu_conv_kernels.add_kernel": [
+            {"parts_of": "*fp64", "out": SUM, "variance": SUM, "parts": 49, "columns": 256}
+            | {"EPS": 1e-5, "BLOCK": norm_relu_conv.FINISH_COLUMNS},
+            {"parts_of": SUM, "out": DATA, "variance": None, "parts": 32, "columns": 16384}
+            | {"EPS": 1e-5, "BLOCK": norm_relu_conv.FINISH_COLUMNS},
+        ],
+    }
+
+
 def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     """Arguments by name: a pointer above, a size as an int, what is constexpr as its value."""
     from ran_kernels.triton import attention_gate, tiling
@@ -206,6 +286,7 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
         **batch_norm_launches(dtype),
         **upsample_launches(),
         **conv_gate_launches(dtype),
+        **norm_relu_conv_launches(dtype),
         "pooling.pool_kernel": walks(
             tiling.over_channels,
             pool | data("mean", "maximum", "column_logits"),
