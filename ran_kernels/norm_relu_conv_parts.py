@@ -6,12 +6,12 @@ conv (O, K) of a convolution of stride s:
 
 1. ``norm_relu_conv``: y = conv a + addend, and with `measure` mean and biased variance of each
    channel of y over N, H, W, as y is rounded to its dtype; without it those are empty.
-2. ``norm_relu_conv_reduce``: of grad, y's gradient, g = relu'(convᵀ grad + partial), which is the
+2. ``norm_relu_conv_reduce``: of grad, y's gradient, g = relu'(convᵀ grad), which is the
    first result with `keep` and an empty tensor without; sum_grad = Σ g and sum_grad_xhat =
-   Σ g xhat, the gradients of bias and weight. `partial` is what comes to a from other convolutions.
+   Σ g xhat, the gradients of bias and weight.
 3. ``norm_relu_conv_grad``: weight / √(variance + eps) (g - (sum_grad + xhat sum_grad_xhat) / count)
    + addend, of the same g, computed again; without sums, for statistics that do not depend on x,
-   the second term is left out, and without `mean`, convᵀ grad + partial + addend. `size` is (H, W)
+   the second term is left out, and without `mean`, convᵀ grad + addend. `size` is (H, W)
    of the result.
 4. ``norm_relu_conv_weight``: grad aᵀ, the gradient of conv.
 
@@ -64,7 +64,6 @@ def _fake(
 def _fake_reduce(
     grad: Tensor,
     x: Tensor,
-    partial: Tensor | None,
     mean: Tensor,
     variance: Tensor,
     weight: Tensor | None,
@@ -81,7 +80,6 @@ def _fake_reduce(
 def _fake_grad(
     grad: Tensor,
     x: Tensor | None,
-    partial: Tensor | None,
     addend: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
@@ -123,7 +121,7 @@ NORM_RELU_CONV = define(
 )
 NORM_RELU_CONV_REDUCE = define(
     "norm_relu_conv_reduce",
-    "(Tensor grad, Tensor x, Tensor? partial, Tensor mean, Tensor variance, Tensor? weight,"
+    "(Tensor grad, Tensor x, Tensor mean, Tensor variance, Tensor? weight,"
     " Tensor? bias, Tensor conv, int stride, float eps, bool keep)"
     " -> (Tensor masked, Tensor sum_grad, Tensor sum_grad_xhat)",
     fake=_fake_reduce,
@@ -132,7 +130,7 @@ NORM_RELU_CONV_REDUCE = define(
 )
 NORM_RELU_CONV_GRAD = define(
     "norm_relu_conv_grad",
-    f"(Tensor grad, Tensor? x, Tensor? partial, Tensor? addend, {_NORM}, Tensor? sum_grad,"
+    f"(Tensor grad, Tensor? x, Tensor? addend, {_NORM}, Tensor? sum_grad,"
     " Tensor? sum_grad_xhat, SymInt count, Tensor conv, SymInt[] size, int stride, float eps)"
     " -> Tensor",
     fake=_fake_grad,

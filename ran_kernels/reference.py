@@ -303,7 +303,6 @@ def norm_relu_conv(
 def norm_relu_conv_reduce(
     grad: Tensor,
     x: Tensor,
-    partial: Tensor | None,
     mean: Tensor,
     variance: Tensor,
     weight: Tensor | None,
@@ -314,7 +313,7 @@ def norm_relu_conv_reduce(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``g``, ``sum(g)`` and ``sum(g * xhat)``, of the gradient that the ReLU lets through."""
-    g = _conv_grad(grad, conv, x.shape[2:], stride, partial).to(x.dtype)
+    g = _conv_grad(grad, conv, x.shape[2:], stride).to(x.dtype)
     channels = (mean, variance, weight, bias)
     _, sum_grad, sum_grad_xhat = batch_norm_reduce(g, x, None, *channels, eps, True)
     if not keep:
@@ -326,7 +325,6 @@ def norm_relu_conv_reduce(
 def norm_relu_conv_grad(
     grad: Tensor,
     x: Tensor | None,
-    partial: Tensor | None,
     addend: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
@@ -341,7 +339,7 @@ def norm_relu_conv_grad(
     eps: float,
 ) -> Tensor:
     """The gradient of x, plus `addend`."""
-    out = _conv_grad(grad, conv, size, stride, partial)
+    out = _conv_grad(grad, conv, size, stride)
     if x is not None and mean is not None and variance is not None:
         norm = (mean, variance, weight, bias, sum_grad, sum_grad_xhat)
         out = batch_norm_grad(out.to(x.dtype), x, addend, *norm, count, eps, True)
@@ -378,13 +376,11 @@ def _activation(
     return batch_norm_apply(x, None, mean, variance, weight, bias, eps, True)
 
 
-def _conv_grad(
-    grad: Tensor, conv: Tensor, size: Sequence[int], stride: int, partial: Tensor | None
-) -> Tensor:
-    """convᵀ grad + partial."""
+def _conv_grad(grad: Tensor, conv: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """convᵀ grad."""
     out = grad.new_zeros((grad.shape[0], conv.shape[1], *size))
     out[:, :, ::stride, ::stride] = torch.einsum("nohw,ok->nkhw", grad, conv)
-    return out if partial is None else out + partial
+    return out
 
 
 def _map(channels: Tensor) -> Tensor:

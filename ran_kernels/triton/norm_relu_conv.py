@@ -195,7 +195,6 @@ def norm_relu_conv(
 def norm_relu_conv_reduce(
     grad: Tensor,
     x: Tensor,
-    partial: Tensor | None,
     mean: Tensor,
     variance: Tensor,
     weight: Tensor | None,
@@ -213,7 +212,7 @@ def norm_relu_conv_reduce(
     if not x.numel():
         return masked, sum_grad.zero_(), sum_grad_xhat.zero_()
     rows = x.numel() // channels
-    images = 1 + keep + (partial is not None)
+    images = 1 + keep
     problem = Problem(rows, channels, conv.shape[0], conv.element_size(), images, numbers=4)
     row_tiles, grid, arguments = plan(problem, x.shape[2:], stride)
     variance = variance.contiguous()
@@ -222,7 +221,6 @@ def norm_relu_conv_reduce(
         norm_relu_conv_reduce_kernel[grid](
             _last(grad),
             x,
-            None if partial is None else _last(partial),
             *map(contiguous, (mean, variance, weight, bias, conv)),
             masked if keep else None,
             *(totals, dots),
@@ -239,7 +237,6 @@ def norm_relu_conv_reduce(
 def norm_relu_conv_grad(
     grad: Tensor,
     x: Tensor | None,
-    partial: Tensor | None,
     addend: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
@@ -259,7 +256,7 @@ def norm_relu_conv_grad(
     grad_x = _image(grad, (grad.shape[0], channels, *size), dtype)
     if not grad_x.numel():
         return grad_x
-    images = 1 + sum(t is not None for t in (x, partial, addend))
+    images = 1 + sum(t is not None for t in (x, addend))
     rows = grad_x.numel() // channels
     numbers = 0 if mean is None else 6
     problem = Problem(rows, channels, out, conv.element_size(), images, numbers)
@@ -267,7 +264,7 @@ def norm_relu_conv_grad(
     with device_of(grad):
         norm_relu_conv_grad_kernel[grid](
             _last(grad),
-            *(None if t is None else _last(t) for t in (x, partial, addend)),
+            *(None if t is None else _last(t) for t in (x, addend)),
             *map(contiguous, (mean, variance, weight, bias, sum_grad, sum_grad_xhat, conv)),
             grad_x,
             count,

@@ -128,12 +128,12 @@ def norm_relu_conv_kernel(
 
 @triton.jit
 def data_gradient(
-    grad, conv, partial, row, rows, column, height, width, out_height, out_width,
+    grad, conv, row, rows, column, height, width, out_height, out_width,
     INNER: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     BLOCK_INNER: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of grad W + partial: rows are the input's positions, columns its channels."""
+    """A tile of grad conv: rows are the input's positions, columns its channels."""
     source, used = used_by(row, height, width, out_height, out_width, STRIDE)
     k = tl.arange(0, BLOCK_INNER)
     left = grad + source[:, None] * INNER + k[None, :]
@@ -151,16 +151,12 @@ def data_gradient(
         total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=WIDE)
         left += BLOCK_INNER
         right += BLOCK_INNER * COLUMNS
-    total = tl.where(there, total, 0.0)  # and not 0 times an infinity of the weight
-    if partial is not None:
-        at = row[:, None] * COLUMNS + column[None, :]
-        total += widen(tl.load(partial + at, mask=(row < rows)[:, None] & wanted, other=0.0))
-    return total
+    return tl.where(there, total, 0.0)  # and not 0 times an infinity of the weight
 
 
 @triton.jit
 def norm_relu_conv_reduce_kernel(
-    grad, x, partial, mean, variance, weight, bias, conv, masked, totals, dots,
+    grad, x, mean, variance, weight, bias, conv, masked, totals, dots,
     rows, column_tiles, height, width, out_height, out_width,
     EPS: tl.constexpr, VANISHES: tl.constexpr,
     INNER: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -169,7 +165,7 @@ def norm_relu_conv_reduce_kernel(
 ):  # fmt: skip
     tile, row, column = tile_of(column_tiles, BLOCK_ROWS, BLOCK_COLUMNS)
     g = data_gradient(
-        grad, conv, partial, row, rows, column, height, width, out_height, out_width,
+        grad, conv, row, rows, column, height, width, out_height, out_width,
         INNER, COLUMNS, STRIDE, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER, STAGES,
     )  # fmt: skip
     center, _, scale, offset = row_factors(mean, variance, weight, bias, column, COLUMNS, EPS)
@@ -189,7 +185,7 @@ def norm_relu_conv_reduce_kernel(
 
 @triton.jit
 def norm_relu_conv_grad_kernel(
-    grad, x, partial, addend, mean, variance, weight, bias, sum_grad, sum_grad_xhat, conv, grad_x,
+    grad, x, addend, mean, variance, weight, bias, sum_grad, sum_grad_xhat, conv, grad_x,
     elements, rows, column_tiles, height, width, out_height, out_width,
     EPS: tl.constexpr, VANISHES: tl.constexpr,
     INNER: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -198,7 +194,7 @@ def norm_relu_conv_grad_kernel(
 ):  # fmt: skip
     _, row, column = tile_of(column_tiles, BLOCK_ROWS, BLOCK_COLUMNS)
     g = data_gradient(
-        grad, conv, partial, row, rows, column, height, width, out_height, out_width,
+        grad, conv, row, rows, column, height, width, out_height, out_width,
         INNER, COLUMNS, STRIDE, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER, STAGES,
     )  # fmt: skip
     at = row[:, None] * COLUMNS + column[None, :]

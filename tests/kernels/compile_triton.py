@@ -175,8 +175,8 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
     wide = {**positions(1024, 256, 14, images=2), **numbers}
     halved = {**positions(512, 256, 28, 2), **numbers}
     reduce_wide = {**positions(256, 64, 56, numbers=4), **numbers, **vanishes}
-    reduce_narrow = {**positions(256, 1024, 14, images=3, numbers=4), **numbers, **vanishes}
-    grad_wide = {**positions(256, 64, 56, images=4, numbers=6), **numbers, **vanishes}
+    reduce_narrow = {**positions(256, 1024, 14, images=2, numbers=4), **numbers, **vanishes}
+    grad_wide = {**positions(256, 64, 56, images=3, numbers=6), **numbers, **vanishes}
     grad_plain = {**positions(256, 64, 56, images=2), **numbers, **vanishes}
     results = sums("sum_grad", "sum_grad_xhat")
 
@@ -194,15 +194,15 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
             {**forward, **channels, **dict.fromkeys(parts), **wide, "MEASURE": False},
         ],
         "norm_relu_conv_kernels.norm_relu_conv_reduce_kernel": [
-            {**data("grad", "x", "conv"), "masked": None, "partial": None, **channels}
+            {**data("grad", "x", "conv"), "masked": None, **channels}
             | {**sums("totals", "dots"), **reduce_wide},
-            {**data("grad", "x", "conv", "masked", "partial"), **channels}
+            {**data("grad", "x", "conv", "masked"), **channels}
             | {**sums("totals", "dots"), **reduce_narrow},
         ],
         "norm_relu_conv_kernels.norm_relu_conv_grad_kernel": [
-            {**data("grad", "x", "partial", "addend", "conv", "grad_x"), **channels, **results}
+            {**data("grad", "x", "addend", "conv", "grad_x"), **channels, **results}
             | {"elements": 128 * 56 * 56, **grad_wide},
-            {**data("grad", "conv", "grad_x", "addend"), "x": None, "partial": None, **none}
+            {**data("grad", "conv", "grad_x", "addend"), "x": None, **none}
             | {**dict.fromkeys(results), "elements": 1, **grad_plain},
         ],
         "norm_relu_conv_kernels.norm_relu_conv_weight_kernel": [
