@@ -18,6 +18,7 @@ from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .conv_gate import conv_gate
 from .fuse import FuseReport, fuse, unfuse
+from .norm_relu_conv import Measured, conv_statistics, norm_relu_conv
 from .spatial_pool import spatial_pool
 from .upsample import upsample, upsample_add
 
@@ -25,6 +26,7 @@ __all__ = [
     "BackendError",
     "Convolution",
     "FuseReport",
+    "Measured",
     "add_affine_relu",
     "add_batch_norm_relu",
     "add_batch_norm_relu_conv2d",
@@ -40,8 +42,10 @@ __all__ = [
     "cbam_gate",
     "channel_pool",
     "conv_gate",
+    "conv_statistics",
     "fuse",
     "nn",
+    "norm_relu_conv",
     "spatial_pool",
     "unfuse",
     "upsample",
@@ -53,6 +57,7 @@ for _operator in (
     *("add_affine_relu", "affine_relu", "attention_gate", "attention_mask", "cbam_gate"),
     *("add_batch_norm_relu", "batch_norm", "batch_norm_add_relu", "batch_norm_relu"),
     *("add_batch_norm_relu_conv2d", "batch_norm_relu_conv2d"),
+    *("conv_statistics", "norm_relu_conv"),
     *("channel_pool", "conv_gate", "spatial_pool", "upsample", "upsample_add"),
 ):
     torch.fx.wrap(_operator)

@@ -132,10 +132,7 @@ def _run(
 ) -> tuple[Tensor, ...]:
     x_name = "x" if addend is None else "a"
     backend, options = prepare(name, x_name, x, channels, options)
-    convs = [Convolution(*conv) for conv in convs]
-    if not convs:
-        raise ValueError("convs: expected at least one convolution, got none")
-    forms = tuple(_form(f"convs[{i}]", conv, x_name, x) for i, conv in enumerate(convs))
+    convs, forms = require_convolutions(convs, x_name, x)
     if backend is None:
         images = [t for t in (x, addend) if t is not None]
         own = of_reference(options)
@@ -152,6 +149,16 @@ def _run(
 
 #: A convolution's stride, padding, dilation and groups.
 _Form = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+
+
+def require_convolutions(
+    convs: Sequence[Convolution], x_name: str, x: Tensor
+) -> tuple[list[Convolution], tuple[_Form, ...]]:
+    """`convs` and what of each is no tensor, of checked arguments."""
+    convs = [Convolution(*conv) for conv in convs]
+    if not convs:
+        raise ValueError("convs: expected at least one convolution, got none")
+    return convs, tuple(_form(f"convs[{i}]", conv, x_name, x) for i, conv in enumerate(convs))
 
 
 def _form(name: str, conv: Convolution, x_name: str, x: Tensor) -> _Form:
