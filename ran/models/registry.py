@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checks import require, require_known
 from .cbam_registry import CBAM_PLANS
+from .modes import set_norm_conv
 from .options import require_options
 from .origin import record_origin
 from .residual_attention import ResidualAttentionNetwork
@@ -90,11 +91,12 @@ default_cfgs = {
 }
 
 
-_OPTIONS = SPEC_FIELDS | {"width_multiplier"}
+_OPTIONS = SPEC_FIELDS | {"width_multiplier", "norm_conv"}
 
 
 def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetwork:
     require(not pretrained, "pretrained", f"False, as {name} has no published weights", pretrained)
+    norm_conv = options.pop("norm_conv", None)
     given = dict(options)
     spec = SPECS[name].scaled(options.pop("width_multiplier", 1.0))
     spec = replace(spec, **{key: options.pop(key) for key in SPEC_FIELDS & options.keys()})
@@ -108,6 +110,7 @@ def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetw
         feature_cfg={"feature_cls": "getter", "out_indices": tuple(range(features))},
         **options,
     )
+    set_norm_conv(model, norm_conv)
     record_origin(model, name, given)
     return model
 
