@@ -7,7 +7,7 @@ it loads, and gathers the statistics of what it stores, such a convolution needs
 memory at all. The node keeps x, and the next one y, and numbers of channels.
 
 What a pre-activation unit moves at least, in S, the bytes of its input, with a width of a quarter
-of its channels, in training; `tests/kernels/test_norm_relu_conv_bytes.py` holds the count to it:
+of its channels, in training, as bench/networks/traffic.py counts it and its test holds it to:
 
     forward   conv1: reads x, writes y1 and measures it                          1 + 1/4
               batch_norm_relu of y1, with its statistics                         1/4 + 1/4
@@ -23,7 +23,7 @@ of its channels, in training; `tests/kernels/test_norm_relu_conv_bytes.py` holds
               conv1: reduce reads y1's gradient and x, writes nothing            1/4 + 1
                      weight likewise                                             1/4 + 1
                      grad likewise, and the sum's gradient; writes x's           1/4 + 3
-              altogether                                                         11.5
+              altogether                                                         11.25
 
 Made of `add_batch_norm_relu`, `batch_norm_relu` and PyTorch's convolutions it is 9.5 and 13.
 """

@@ -1,0 +1,122 @@
+"""Units whose 1×1 convolutions take norms in, against the same units without."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ran_kernels
+from ran.models.attention import MaskHead
+from ran.models.cbam_resnet import CbamBottleneck
+from ran.models.modes import set_norm_conv
+from ran.models.units import PreActUnit, ResNeXtUnit
+
+needs_interpreter = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton runs CPU tensors in its interpreter, which is off where a GPU is found",
+)
+
+
+def _bottleneck(inplanes: int, planes: int, stride: int = 1) -> CbamBottleneck:
+    down = None
+    if stride != 1 or inplanes != 4 * planes:
+        conv = nn.Conv2d(inplanes, 4 * planes, 1, stride, bias=False)
+        down = nn.Sequential(conv, nn.BatchNorm2d(4 * planes))
+    block = CbamBottleneck(inplanes, planes, stride, down, reduction=2)
+    nn.init.ones_(block.cbam.norm.weight)
+    return block
+
+
+class _Mask(nn.Module):
+    """A sum that the unit made opens the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit, self.head = PreActUnit(8, 8), MaskHead(8, norm_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head.chain(self.unit.chain(x))  # type: ignore[return-value]
+
+
+#: Units of 8 channels, and how many products the forward has.
+UNITS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "preact": (lambda: PreActUnit(8, 8), 2),
+    "preact, halved": (lambda: PreActUnit(8, 12, 2), 3),
+    "two preact": (lambda: nn.Sequential(PreActUnit(8, 8), PreActUnit(8, 8)), 4),
+    "resnext": (lambda: ResNeXtUnit(8, 64), 3),
+    "mask": (_Mask, 4),
+    "cbam": (lambda: _bottleneck(8, 2), 2),
+    "cbam, halved": (lambda: _bottleneck(8, 2, 2), 3),
+}
+
+
+def _made(name: str, norm_conv: bool) -> nn.Module:
+    torch.manual_seed(0)
+    unit = UNITS[name][0]().double()
+    for module in unit.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.num_features > 1:
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    set_norm_conv(unit, norm_conv)
+    return unit
+
+
+def _image() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 5, 6, generator=generator, dtype=torch.float64)
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+class _Calls(TorchDispatchMode):
+    """Operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def _trained(unit: nn.Module) -> tuple[list[Tensor], int]:
+    """Result and gradients, statistics afterwards, and how many products the forward has."""
+    x = _image()
+    with ran_kernels.backend("triton"):
+        with _Calls() as calls:
+            out = unit(x)
+        grads = torch.autograd.grad(out.sin().sum(), [x, *unit.parameters()])
+    products = calls.names.count("ran::norm_relu_conv")
+    return [out.detach(), *grads, *(b.clone() for b in unit.buffers())], products
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", UNITS)
+def test_as_without(name: str) -> None:
+    for training in (True, False):
+        got, products = _trained(_made(name, True).train(training))
+        want, none = _trained(_made(name, False).train(training))
+        assert (products, none) == (UNITS[name][1], 0)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", ["preact, halved", "resnext", "cbam, halved"])
+def test_a_hook_on_any_layer_is_called(name: str) -> None:
+    want, products = _trained(_made(name, True))
+    layers = [
+        n for n, m in _made(name, True).named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    for layer in (n for n in layers if "cbam" not in n):
+        unit = _made(name, True)
+        heard: list[Any] = []
+        unit.get_submodule(layer).register_forward_hook(lambda *args, heard=heard: heard.append(1))
+        got, fewer = _trained(unit)
+        assert heard == [1]
+        assert fewer <= products
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
