@@ -20,6 +20,7 @@ from .conv_gate import conv_gate
 from .fuse import FuseReport, fuse, unfuse
 from .norm_relu_conv import Measured, conv_statistics, norm_relu_conv
 from .spatial_pool import spatial_pool
+from .tuning import tune
 from .upsample import upsample, upsample_add
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "nn",
     "norm_relu_conv",
     "spatial_pool",
+    "tune",
     "unfuse",
     "upsample",
     "upsample_add",

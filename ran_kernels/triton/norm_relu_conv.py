@@ -18,7 +18,8 @@ from .norm_relu_conv_kernels import (
     norm_relu_conv_reduce_kernel,
     norm_relu_conv_weight_kernel,
 )
-from .products import Problem, Tile, choose, convolution_precision, splits_of
+from .products import Problem, Tile, convolution_precision, splits_of
+from .tuned import tile_of
 
 # Columns that a program of the second stage puts together.
 FINISH_COLUMNS = 32
@@ -46,7 +47,7 @@ def _blocks(tile: Tile) -> dict[str, int]:
 
 
 def plan(
-    problem: Problem, size: tuple[int, int], stride: int
+    problem: Problem, size: tuple[int, int], stride: int, device: torch.device
 ) -> tuple[int, tuple[int], dict[str, Any]]:
     """Rows of tiles, the grid, and the arguments that follow from shapes alone, of a product whose
     rows are positions.
@@ -54,7 +55,7 @@ def plan(
     Args:
         size: height and width of the convolution's input.
     """
-    tile = choose(problem)
+    tile = tile_of(problem, device)
     row_tiles = triton.cdiv(problem.rows, tile.rows)
     column_tiles = triton.cdiv(problem.columns, tile.columns)
     return (
@@ -72,22 +73,22 @@ def plan(
 
 
 def plan_weight(
-    out: int, channels: int, rows: int, element_size: int, size: tuple[int, int], stride: int
+    problem: Problem, size: tuple[int, int], stride: int, device: torch.device
 ) -> tuple[int, tuple[int], dict[str, Any]]:
-    """As `plan`, of the weight's gradient (out, channels): how many share the positions, first."""
-    problem = Problem(out, channels, rows, element_size, splits=True)
-    tile = choose(problem)
+    """As `plan`, of a weight's gradient (rows, columns), which sums over `inner` positions; how
+    many programs share those, first."""
+    tile = tile_of(problem, device)
     splits, steps = splits_of(problem, tile)
-    column_tiles = triton.cdiv(channels, tile.columns)
-    tiles = triton.cdiv(out, tile.rows) * column_tiles
+    column_tiles = triton.cdiv(problem.columns, tile.columns)
+    tiles = triton.cdiv(problem.rows, tile.rows) * column_tiles
     return (
         splits,
         (splits * tiles,),
         {
-            "rows": rows,
+            "rows": problem.inner,
             "column_tiles": column_tiles,
-            "OUT": out,
-            "COLUMNS": channels,
+            "OUT": problem.rows,
+            "COLUMNS": problem.columns,
             "STEPS": steps,
             **_geometry(size, stride),
             **_blocks(tile),
@@ -170,8 +171,9 @@ def norm_relu_conv(
         return y, found[0].zero_(), found[1].zero_()
     rows = y.numel() // out
     images = 1 + (addend is not None)
-    problem = Problem(rows, out, channels, conv.element_size(), images)
-    row_tiles, grid, arguments = plan(problem, size, stride)
+    kind = "conv" if mean is None else "norm_relu_conv"
+    problem = Problem(kind, rows, out, channels, conv.element_size(), images)
+    row_tiles, grid, arguments = plan(problem, size, stride, x.device)
     with device_of(x):
         parts = (row_tiles, out) if measure else (0,)
         means, squares = x.new_empty(parts, dtype=torch.float64), accumulator(y, parts)
@@ -213,8 +215,8 @@ def norm_relu_conv_reduce(
         return masked, sum_grad.zero_(), sum_grad_xhat.zero_()
     rows = x.numel() // channels
     images = 1 + keep
-    problem = Problem(rows, channels, conv.shape[0], conv.element_size(), images, numbers=4)
-    row_tiles, grid, arguments = plan(problem, x.shape[2:], stride)
+    problem = Problem("reduce", rows, channels, conv.shape[0], conv.element_size(), images, 4)
+    row_tiles, grid, arguments = plan(problem, x.shape[2:], stride, x.device)
     variance = variance.contiguous()
     with device_of(x):
         totals, dots = (accumulator(x, (row_tiles, channels)) for _ in range(2))
@@ -258,9 +260,9 @@ def norm_relu_conv_grad(
         return grad_x
     images = 1 + sum(t is not None for t in (x, addend))
     rows = grad_x.numel() // channels
-    numbers = 0 if mean is None else 6
-    problem = Problem(rows, channels, out, conv.element_size(), images, numbers)
-    _, grid, arguments = plan(problem, (size[0], size[1]), stride)
+    kind, numbers = ("conv_grad", 0) if mean is None else ("grad", 6)
+    problem = Problem(kind, rows, channels, out, conv.element_size(), images, numbers)
+    _, grid, arguments = plan(problem, (size[0], size[1]), stride, grad.device)
     with device_of(grad):
         norm_relu_conv_grad_kernel[grid](
             _last(grad),
@@ -293,9 +295,9 @@ def norm_relu_conv_weight(
     rows = grad.numel() // out if out else 0
     if not grad_conv.numel() or not rows:
         return grad_conv.zero_()
-    splits, grid, arguments = plan_weight(
-        out, channels, rows, grad.element_size(), x.shape[2:], stride
-    )
+    kind = "conv_weight" if mean is None else "weight"
+    problem = Problem(kind, out, channels, rows, grad.element_size(), splits=True)
+    splits, grid, arguments = plan_weight(problem, x.shape[2:], stride, x.device)
     with device_of(x):
         parts = grad_conv if splits == 1 else accumulator(grad, (splits, out * channels))
         norm_relu_conv_weight_kernel[grid](

@@ -23,6 +23,7 @@ class Tile:
 class Problem:
     """A product (rows, inner) × (inner, columns) and what is beside it."""
 
+    kind: str  # which kernel makes it
     rows: int
     columns: int
     inner: int
@@ -49,7 +50,7 @@ TILES = {
 }
 
 # The GPU of the model is an H100 whatever GPU is at hand: tiles, and so the order of sums, are the
-# same on all, but where one was measured (`tuned`).
+# same on all, but where they were measured (tuned.py).
 MULTIPROCESSORS = 132
 SHARED = 227 * 1024  # bytes of a multiprocessor
 THREADS = 2048  # of a multiprocessor

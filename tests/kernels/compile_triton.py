@@ -147,11 +147,11 @@ def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
 
 
 def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
-    """Of each product with all terms and with as few as there can be, and of both second stages."""
+    """Of each product with all terms and with as few as there can be, and of the sums after it."""
     from ran_kernels.triton import norm_relu_conv
     from ran_kernels.triton.products import Problem
 
-    size = dtype.itemsize
+    size, device = dtype.itemsize, torch.device("meta")
     numbers = {"EPS": 1e-5, "WIDEN": False, "PRECISION": "tf32" if size == 4 else "ieee"}
     vanishes = {"VANISHES": 0.0 if size == 4 else 2.0**-134}
 
@@ -161,67 +161,54 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
     def sums(*names: str) -> dict[str, Any]:
         return dict.fromkeys(names, SUM)
 
-    def positions(
-        columns: int, inner: int, side: int, stride: int = 1, **beside: int
+    def product(
+        kind: str, columns: int, inner: int, side: int, *, stride: int = 1, **beside: int
     ) -> dict[str, Any]:
-        problem = Problem(128 * side * side, columns, inner, size, **beside)
-        return norm_relu_conv.plan(problem, (side * stride, side * stride), stride)[2]
+        problem = Problem(kind, 128 * side * side, columns, inner, size, **beside)
+        input_size = (side * stride, side * stride)
+        return norm_relu_conv.plan(problem, input_size, stride, device)[2] | numbers
+
+    def weight(kind: str, out: int, inner: int, side: int) -> dict[str, Any]:
+        problem = Problem(kind, out, inner, 128 * side * side, size, splits=True)
+        splits, _, planned = norm_relu_conv.plan_weight(problem, (side, side), 1, device)
+        assert splits > 1
+        return {**data("grad", "x"), "parts": SUM, **planned, **numbers}
 
     channels = sums("mean", "variance", "weight", "bias")
     none = dict.fromkeys(channels)
     parts = {"means": "*fp64", "squares": SUM}
-    forward = {**data("x", "conv", "y"), "addend": None}
-    narrow = {**positions(64, 256, 56), **numbers}
-    wide = {**positions(1024, 256, 14, images=2), **numbers}
-    halved = {**positions(512, 256, 28, 2), **numbers}
-    reduce_wide = {**positions(256, 64, 56, numbers=4), **numbers, **vanishes}
-    reduce_narrow = {**positions(256, 1024, 14, images=2, numbers=4), **numbers, **vanishes}
-    grad_wide = {**positions(256, 64, 56, images=3, numbers=6), **numbers, **vanishes}
-    grad_plain = {**positions(256, 64, 56, images=2), **numbers, **vanishes}
     results = sums("sum_grad", "sum_grad_xhat")
-
-    def weight(out: int, inner: int, side: int) -> dict[str, Any]:
-        rows = 128 * side * side
-        splits, _, planned = norm_relu_conv.plan_weight(out, inner, rows, size, (side, side), 1)
-        assert splits > 1
-        return {**data("grad", "x"), "parts": SUM, **planned, **numbers}
-
+    finish = {"columns": 256, "BLOCK": norm_relu_conv.FINISH_COLUMNS}
+    forward = data("x", "conv", "y")
+    back = data("grad", "x", "conv") | sums("totals", "dots") | channels | vanishes
     return {
         "norm_relu_conv_kernels.norm_relu_conv_kernel": [
-            {**forward, **channels, **parts, **narrow, "MEASURE": True},
-            {**forward, **channels, "addend": DATA, **parts, **wide, "MEASURE": True},
-            {**forward, **none, **parts, **halved, "MEASURE": True},
-            {**forward, **channels, **dict.fromkeys(parts), **wide, "MEASURE": False},
+            {**forward, **channels, "addend": DATA, **parts, "MEASURE": True}
+            | product("norm_relu_conv", 1024, 256, 14, images=2),
+            {**forward, **none, "addend": None, **dict.fromkeys(parts), "MEASURE": False}
+            | product("conv", 512, 256, 28, stride=2),
         ],
         "norm_relu_conv_kernels.norm_relu_conv_reduce_kernel": [
-            {**data("grad", "x", "conv"), "masked": None, **channels}
-            | {**sums("totals", "dots"), **reduce_wide},
-            {**data("grad", "x", "conv", "masked"), **channels}
-            | {**sums("totals", "dots"), **reduce_narrow},
+            {**back, "masked": None} | product("reduce", 256, 64, 56, numbers=4),
+            {**back, "masked": DATA} | product("reduce", 256, 1024, 14, images=2, numbers=4),
         ],
         "norm_relu_conv_kernels.norm_relu_conv_grad_kernel": [
-            {**data("grad", "x", "addend", "conv", "grad_x"), **channels, **results}
-            | {"elements": 128 * 56 * 56, **grad_wide},
-            {**data("grad", "conv", "grad_x", "addend"), "x": None, **none}
-            | {**dict.fromkeys(results), "elements": 1, **grad_plain},
+            {**data("grad", "x", "addend", "conv", "grad_x"), **channels, **results, **vanishes}
+            | {"elements": 128 * 56 * 56, **product("grad", 256, 64, 56, images=3, numbers=6)},
+            {**data("grad", "conv", "grad_x", "addend"), "x": None, **none, **vanishes}
+            | {**dict.fromkeys(results), "elements": 1}
+            | product("conv_grad", 256, 64, 56, images=2),
         ],
         "norm_relu_conv_kernels.norm_relu_conv_weight_kernel": [
-            {**weight(64, 256, 56), **channels},
-            {**weight(1024, 256, 14), **channels},
-            {**weight(512, 1024, 14), **none},
+            {**weight("weight", 64, 256, 56), **channels},
+            {**weight("conv_weight", 512, 1024, 14), **none},
         ],
         "norm_relu_conv_kernels.merge_kernel": [
-            {**parts, "mean": SUM, "variance": SUM, "parts": 49, "columns": 256, "rows": 401408}
-            | {"part_rows": 8192, "FINAL": True, "BLOCK": norm_relu_conv.FINISH_COLUMNS},
-            {**parts, "mean": "*fp64", "variance": SUM, "parts": 3136, "columns": 256}
-            | {"rows": 401408, "part_rows": 128, "FINAL": False}
-            | {"BLOCK": norm_relu_conv.FINISH_COLUMNS},
+            {**parts, "mean": "*fp64", "variance": SUM, "parts": 3136, "rows": 401408}
+            | {"part_rows": 128, "FINAL": False, **finish},
         ],
         "norm_relu_conv_kernels.add_kernel": [
-            {"parts_of": "*fp64", "out": SUM, "variance": SUM, "parts": 49, "columns": 256}
-            | {"EPS": 1e-5, "BLOCK": norm_relu_conv.FINISH_COLUMNS},
-            {"parts_of": SUM, "out": DATA, "variance": None, "parts": 32, "columns": 16384}
-            | {"EPS": 1e-5, "BLOCK": norm_relu_conv.FINISH_COLUMNS},
+            {"parts_of": "*fp64", "out": SUM, "variance": SUM, "parts": 49, "EPS": 1e-5, **finish},
         ],
     }
 

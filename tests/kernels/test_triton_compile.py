@@ -111,10 +111,10 @@ def test_every_build_fits_the_smallest_shared_memory(compiled: dict[str, Any]) -
 def test_matrix_products_are_on_tensor_cores(compiled: dict[str, Any]) -> None:
     counts: Counter[str] = Counter()
     for build in compiled["builds"]:
-        number, _, dtype = build["build"].removeprefix("launch ").split(", ")
+        number, chip, dtype = build["build"].removeprefix("launch ").split(", ")
         launch = launches(getattr(torch, dtype))[build["kernel"]][int(number)]
         kind = None
-        if build["kernel"] == "conv_gate.conv_gate_kernel":
+        if "PRECISION" in launch:
             # Exact products of float32 are the one kind that tensor cores have not.
             kind = {"tf32": "tf32", "ieee": None}[launch["PRECISION"]]
             kind = kind if dtype == "float32" else "f16"
@@ -122,4 +122,7 @@ def test_matrix_products_are_on_tensor_cores(compiled: dict[str, Any]) -> None:
         if kind:
             assert all(kind in name for name in build["products"]), build
             counts[kind] += 1
-    assert counts == {"tf32": 3 * len(ARCHITECTURES), "f16": 4 * len(ARCHITECTURES)}
+        if kind and "norm_relu_conv" in build["kernel"]:  # each generation's own, and no older one
+            own = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}[chip]
+            assert all(name.startswith(own) for name in build["products"]), build
+    assert counts == {"tf32": 11 * len(ARCHITECTURES), "f16": 12 * len(ARCHITECTURES)}
