@@ -66,7 +66,7 @@ if [ -n "$capability" ]; then
   # Without max-autotune, which tunes for minutes a network; CBAM-ResNet-50 first, the quicker.
   networks=(--device cuda ${NETWORKS:---dtype bfloat16 --network cbam_resnet50 --network attention92}
     --rounds 11)
-  for variant in plain ours "plain compiled" "ours compiled"; do
+  for variant in plain ours "ours norm_conv" "plain compiled" "ours compiled"; do
     networks+=(--variant "$variant")
   done
   deploy=(--device cuda --dtype bfloat16 --batch 1 --batch 32 --batch 256 --rounds 11
