@@ -146,13 +146,13 @@ def normalise(
     channels: Channels,
     options: Options,
 ) -> tuple[Tensor, Kept]:
-    """The result, and what to keep, as `measure` has it."""
-    kept = measure(parts, x, addend, channels, options)
+    """The result, and what to keep, as `measured` has it."""
+    kept = measured(parts, x, addend, channels, options)
     out = apply(parts, kept, shortcut, options)
     return out, kept if shortcut is None else kept._replace(out=out)
 
 
-def measure(
+def measured(
     parts: Parts, x: Tensor, addend: Tensor | None, channels: Channels, options: Options
 ) -> Kept:
     """What to keep, before anything is normalised; its x is the sum where there is an `addend`.

@@ -46,7 +46,7 @@ from .batch_norm_node import (
     Parts,
     Statistics,
     gradients,
-    measure,
+    measured,
     norm_of,
     prepare,
     unpack,
@@ -63,7 +63,7 @@ from .norm_relu_conv_parts import (
 
 
 class Measured(NamedTuple):
-    """A convolution's result, and in training what the next normalisation asks of it."""
+    """A convolution's result, and what the next normalisation asks of it in training."""
 
     value: Tensor  # (N, O, H', W')
     statistics: Statistics | None  # mean and biased variance (O,) of this process's batch
@@ -78,6 +78,7 @@ def norm_relu_conv(
     *,
     convs: Sequence[Convolution],
     addend: Tensor | None = None,
+    measure: bool = True,
     statistics: Statistics | None = None,
     training: bool = False,
     momentum: float = 0.1,
@@ -98,6 +99,7 @@ def norm_relu_conv(
             the activation's dtype. Under autocast they are made in its dtype.
         addend: added to what the convolution, one alone, gives, before that is rounded and
             measured; of its shape.
+        measure: whether the results' statistics are wanted, in training.
 
     Returns:
         x itself, to go on with: the gradient that comes to it is added in the pass that makes
@@ -114,14 +116,14 @@ def norm_relu_conv(
     backend, options = prepare("norm_relu_conv", "x", x, channels, options)
     convs = _require_pointwise(convs, x, addend)
     if backend is not None and _is_product(x, convs, addend, normalised=True):
-        return _run(x, addend, channels, backend, options, convs)
+        return _run(x, addend, channels, backend, options, convs, measure and options.training)
     own = {name: value for name, value in options._asdict().items() if name != "relu"}
     outs = batch_norm_relu_conv2d(x, *channels[:4], convs=convs, statistics=statistics, **own)
-    return x, _measured(outs, addend, options.training, backend)
+    return x, _measured(outs, addend, measure and options.training, backend)
 
 
 def conv_statistics(
-    x: Tensor, *, convs: Sequence[Convolution], addend: Tensor | None = None, training: bool = True
+    x: Tensor, *, convs: Sequence[Convolution], addend: Tensor | None = None, measure: bool = True
 ) -> tuple[Tensor, list[Measured]]:
     """``conv2d(x, …) + addend`` of 1×1 convolutions, and its statistics.
 
@@ -130,19 +132,19 @@ def conv_statistics(
     Args:
         x: (N, C, H, W).
         convs, addend: as `norm_relu_conv`.
-        training: whether the statistics are wanted.
+        measure: whether the results' statistics are wanted.
 
     Returns, Raises: as `norm_relu_conv`.
     """
     require_tensor("x", x)
     convs = _require_pointwise(convs, x, addend)
-    options = Options(False, training, 0.0, 0.0, None)
+    options = Options(False, False, 0.0, 0.0, None)
     backend = backends.choose("batch_norm", x, kind="conv_statistics")
     plain = x.numel() == 0 or backends.exporting()
     if not plain and _is_product(x, convs, addend, normalised=False):
-        return _run(x, addend, Channels(None, None, None, None), backend, options, convs)
+        return _run(x, addend, Channels(*[None] * 4), backend, options, convs, measure)
     outs = [F.conv2d(x, *conv) for conv in convs]
-    return x, _measured(outs, addend, training, None if plain else backend)
+    return x, _measured(outs, addend, measure, None if plain else backend)
 
 
 def _require_pointwise(
@@ -185,12 +187,12 @@ def _is_product(
 
 
 def _measured(
-    outs: Sequence[Tensor], addend: Tensor | None, training: bool, backend: str | None
+    outs: Sequence[Tensor], addend: Tensor | None, measure: bool, backend: str | None
 ) -> list[Measured]:
     """The results of PyTorch's way."""
     if addend is not None:
         outs = [outs[0] + addend]
-    if not training:
+    if not measure:
         return [Measured(out, None) for out in outs]
     statistics = Parts(backend or "reference").statistics
     with torch.no_grad():
@@ -204,14 +206,15 @@ def _run(
     backend: str,
     options: Options,
     convs: Sequence[Convolution],
+    measure: bool,
 ) -> tuple[Tensor, list[Measured]]:
     # Cast out here, where autograd and FSDP see whose gradients and shards they are.
     weights = [conv.weight.to(autocast_dtype(conv.weight)) for conv in convs]
     strides = tuple(conv.stride[0] for conv in convs)  # type: ignore[index]
     run = _apply if options.process_group is None else _apply_untraced
     x = x.contiguous(memory_format=torch.channels_last)
-    x, *results = run(x, addend, *channels, backend, *options, strides, *weights)
-    if not options.training:
+    x, *results = run(x, addend, *channels, backend, *options, strides, measure, *weights)
+    if not measure:
         return x, [Measured(y, None) for y in results]
     return x, [Measured(y, (mean, variance)) for y, mean, variance in _threes(results)]
 
@@ -234,21 +237,21 @@ def _apply_untraced(*arguments: Any) -> Any:
 class _NormReluConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, addend: Tensor | None, *arguments: Any) -> Any:
-        channels, backend, options, (strides, *weights) = unpack(arguments)
+        channels, backend, options, (strides, measure, *weights) = unpack(arguments)
         parts = Parts(backend)
         kept = Kept(x, *[None] * 6)  # type: ignore[arg-type]
         if options.relu:
-            kept = measure(parts, x, None, channels, options)
+            kept = measured(parts, x, None, channels, options)
         norm = norm_of(kept)
         results: list[Tensor] = []
         for weight, stride in zip(weights, strides, strict=True):
             y, *statistics = NORM_RELU_CONV["triton"](
-                x, *norm, weight.flatten(1), addend, stride, options.eps, options.training
+                x, *norm, weight.flatten(1), addend, stride, options.eps, measure
             )
-            results += [y, *statistics] if options.training else [y]
-        if options.training:
+            results += [y, *statistics] if measure else [y]
+        if measure:
             ctx.mark_non_differentiable(*(t for _, *pair in _threes(results) for t in pair))
-        ctx.parts, ctx.options, ctx.strides = parts, options, strides
+        ctx.parts, ctx.options, ctx.strides, ctx.measure = parts, options, strides, measure
         ctx.save_for_backward(*kept, *weights)
         ctx.set_materialize_grads(False)
         return x, *results
@@ -259,7 +262,7 @@ class _NormReluConv(torch.autograd.Function):
         kept, weights = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
         options: Options = ctx.options
         elsewhere, *of_results = grads
-        of_results = of_results[:: 3 if options.training else 1]
+        of_results = of_results[:: 3 if ctx.measure else 1]
         products = [
             _Product(grad, weight.flatten(1), stride)
             for grad, weight, stride in zip(of_results, weights, ctx.strides, strict=True)
@@ -292,7 +295,7 @@ class _NormReluConv(torch.autograd.Function):
         return (
             *(grad_x if needs_x else None, of_results[0] if needs_addend else None),
             *(None, None, grad_weight, grad_bias, None, None),
-            *[None] * (len(options) + 2),
+            *[None] * (len(options) + 3),
             *grad_weights,
         )
 

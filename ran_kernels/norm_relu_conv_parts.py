@@ -27,7 +27,10 @@ import torch
 from torch import Tensor
 
 from .batch_norm_parts import computing_dtype
-from .library import define
+from .library import OPERATORS, define
+
+# The functions that people call are made of all four.
+OPERATORS.append("norm_relu_conv")
 
 
 def out_size(size: Sequence[int], stride: int) -> tuple[int, int]:

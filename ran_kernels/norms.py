@@ -123,8 +123,10 @@ def are_products(x: Tensor) -> bool:
     """Whether 1×1 convolutions of x may be made by `measured_convs`' kernels."""
     if isinstance(x, torch.fx.Proxy) or x.dim() != 4 or backends.exporting():
         return False
-    channels_last = memory_format_of(x) == torch.channels_last
-    return channels_last and backends.choose("norm_relu_conv", x) == "triton"
+    # Asked for the native backend, networks have it where it is.
+    if backends.current() == "native" or memory_format_of(x) != torch.channels_last:
+        return False
+    return backends.choose("norm_relu_conv", x) == "triton"
 
 
 def measured_convs(
@@ -133,6 +135,7 @@ def measured_convs(
     *convs: nn.Module,
     addend: Tensor | None = None,
     recompute: bool,
+    measure: bool = True,
 ) -> tuple[Tensor, list[Measured]]:
     """x itself, and ``conv(relu(norm(x))) + addend`` of each of `convs`; without `norm` of x.
 
@@ -142,16 +145,18 @@ def measured_convs(
 
     Args:
         recompute: as `norm_relu_conv`, elsewhere.
+        measure: whether a normalisation follows, which asks for statistics in training.
     """
     value, known = _parted(x)
     taken = _convolutions(convs, value) if are_products(value) else None
     if taken and all(map(_is_product, taken)) and (addend is None or are_plain(addend)):
         if norm is None and are_plain(value):
-            training = any(conv.training for conv in convs)
-            return conv_statistics(value, convs=taken, addend=addend, training=training)
+            measure = measure and any(conv.training for conv in convs)
+            return conv_statistics(value, convs=taken, addend=addend, measure=measure)
         options = None if norm is None else _options(norm, value)
         if options is not None:
-            return norm_relu_product(value, **options, **known, convs=taken, addend=addend)
+            options |= {**known, "convs": taken, "addend": addend, "measure": measure}
+            return norm_relu_product(value, **options)
     if norm is None:
         outs = tuple(conv(value) for conv in convs)
     else:

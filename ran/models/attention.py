@@ -55,7 +55,9 @@ class MaskHead(nn.Module):
         recompute = self.recompute_norms
         if self.norm_conv and can_be_products(x):
             _, (first,) = opened_products(self.bn1, x, self.conv1, recompute=recompute)
-            _, (logits,) = measured_convs(self.bn2, first, self.conv2, recompute=recompute)
+            _, (logits,) = measured_convs(
+                self.bn2, first, self.conv2, recompute=recompute, measure=False
+            )
             return logits.value
         if self.bn1 is None:
             y = self.conv1(value_of(x))

@@ -308,15 +308,15 @@ def test_without_a_norm(place: Place) -> None:
     given = inputs("two", False, torch.float64, place.device)
     given = [given[0], *given[3:]]
 
-    def of(fused: bool, training: bool) -> Callable[..., Any]:
+    def of(fused: bool, measure: bool) -> Callable[..., Any]:
         def call(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
             if not fused:
                 return x.sin(), F.conv2d(x, a), F.conv2d(x, b, stride=2)
             again, found = ran_kernels.conv_statistics(
-                x, convs=[Convolution(a), Convolution(b, None, 2)], training=training
+                x, convs=[Convolution(a), Convolution(b, None, 2)], measure=measure
             )
             for y, pair in found:
-                assert (pair is not None) == training
+                assert (pair is not None) == measure
                 if pair is not None:
                     want = reference.batch_norm_statistics(y.detach(), None)[1:]
                     torch.testing.assert_close(list(pair), list(want))
@@ -325,8 +325,8 @@ def test_without_a_norm(place: Place) -> None:
         return call
 
     want = gradients(of(False, False), given)
-    for training in (True, False):
-        torch.testing.assert_close(place.run(gradients, of(True, training), given), want)
+    for measure in (True, False):
+        torch.testing.assert_close(place.run(gradients, of(True, measure), given), want)
 
 
 @triton_only

@@ -120,3 +120,16 @@ def test_a_hook_on_any_layer_is_called(name: str) -> None:
         assert heard == [1]
         assert fewer <= products
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@needs_interpreter
+def test_compiled_in_one_graph() -> None:
+    torch._dynamo.reset()
+    want, _ = _trained(_made("two preact", True))
+    unit = _made("two preact", True)
+    compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
+    x = _image()
+    with ran_kernels.backend("triton"):
+        out = compiled(x)
+        grads = torch.autograd.grad(out.sin().sum(), [x, *unit.parameters()])
+    torch.testing.assert_close([out.detach(), *grads, *unit.buffers()], want)
