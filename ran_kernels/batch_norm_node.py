@@ -178,7 +178,13 @@ def measured(
         mean, variance = channels.running_mean.to(wide), channels.running_var.to(wide)
         total = None if addend is None else in_layout_of(x + addend, x)
     return Kept(
-        *(x if addend is None else total, mean, variance, channels.weight, channels.bias),
+        *(
+            x if addend is None or total is None else total,
+            mean,
+            variance,
+            channels.weight,
+            channels.bias,
+        ),
         out=None,
         total=count if isinstance(count, Tensor) else None,
     )

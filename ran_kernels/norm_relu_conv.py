@@ -352,7 +352,7 @@ class _Inside(Parts):
     def incoming(self, grad: Tensor, x: Tensor) -> Tensor:
         return grad
 
-    def reduce(  # type: ignore[override]
+    def reduce(
         self, grad: Tensor, x: Tensor, out: None, *norm: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         *channels, eps, _ = norm
@@ -363,9 +363,7 @@ class _Inside(Parts):
         self._masked = masked if self._keeps else None
         return masked, sums[0], sums[1]
 
-    def grad(  # type: ignore[override]
-        self, grad: Tensor, x: Tensor, addend: Tensor | None, *norm: Any
-    ) -> Tensor:
+    def grad(self, grad: Tensor, x: Tensor, addend: Tensor | None, *norm: Any) -> Tensor:
         *channels, count, eps, _ = norm
         if self._masked is not None:
             return self._parts.grad(self._masked, x, addend, *channels, count, eps, False)

@@ -61,7 +61,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = conv.shape[0]
     y = _image(x, (x.shape[0], out, *out_size(x.shape[2:], stride)), conv.dtype)
-    return y, *(_channels(y, out if measure else 0) for _ in range(2))
+    return y, _channels(y, out if measure else 0), _channels(y, out if measure else 0)
 
 
 def _fake_reduce(
@@ -77,7 +77,7 @@ def _fake_reduce(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     masked = _image(x, x.shape, x.dtype) if keep else x.new_empty(0)
-    return masked, *(_channels(x, x.shape[1]) for _ in range(2))
+    return masked, _channels(x, x.shape[1]), _channels(x, x.shape[1])
 
 
 def _fake_grad(

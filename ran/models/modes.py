@@ -32,7 +32,7 @@ def set_norm_conv(model: nn.Module, enable: bool | None) -> None:
     require_choice("norm_conv", (None, False, True), enable)
     for module in model.modules():
         if enable is not None and hasattr(type(module), "norm_conv"):
-            module.norm_conv = enable
+            module.norm_conv = enable  # type: ignore[assignment]
 
 
 @contextmanager

@@ -111,11 +111,10 @@ def opened_branches(
     """Both branches of a post-activation block of x: its first convolution's result, measured, and
     its shortcut, a convolution and its norm, or none.
     """
-    plain = type(shortcut) is nn.Sequential and len(shortcut) == 2 and is_called_plainly(shortcut)
-    convs = (conv, shortcut[0]) if plain else (conv,)
-    x, (first, *others) = measured_convs(None, x, *convs, recompute=False)
-    if others:
-        return first, norm_measured(shortcut[1], others[0])
+    if type(shortcut) is nn.Sequential and len(shortcut) == 2 and is_called_plainly(shortcut):
+        _, (first, other) = measured_convs(None, x, conv, shortcut[0], recompute=False)
+        return first, norm_measured(shortcut[1], other)
+    x, (first,) = measured_convs(None, x, conv, recompute=False)
     return first, x if shortcut is None else shortcut(x)
 
 

@@ -163,12 +163,12 @@ def norm_relu_conv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implements ``ran::norm_relu_conv.triton``."""
     x = _last(x)
-    n, channels, *size = x.shape
-    out = conv.shape[0]
+    n, channels, height, width = x.shape
+    size, out = (height, width), conv.shape[0]
     y = _image(x, (n, out, *out_size(size, stride)), conv.dtype)
-    found = [accumulator(y, (out if measure else 0,)) for _ in range(2)]
+    y_mean, y_variance = (accumulator(y, (out if measure else 0,)) for _ in range(2))
     if not y.numel():
-        return y, found[0].zero_(), found[1].zero_()
+        return y, y_mean.zero_(), y_variance.zero_()
     rows = y.numel() // out
     images = 1 + (addend is not None)
     kind = "conv" if mean is None else "norm_relu_conv"
@@ -190,8 +190,8 @@ def norm_relu_conv(
             **arguments,
         )
         if measure:
-            _merge(means, squares, *found, rows, arguments["BLOCK_ROWS"])
-    return y, found[0], found[1]
+            _merge(means, squares, y_mean, y_variance, rows, arguments["BLOCK_ROWS"])
+    return y, y_mean, y_variance
 
 
 def norm_relu_conv_reduce(
@@ -216,7 +216,7 @@ def norm_relu_conv_reduce(
     rows = x.numel() // channels
     images = 1 + keep
     problem = Problem("reduce", rows, channels, conv.shape[0], conv.element_size(), images, 4)
-    row_tiles, grid, arguments = plan(problem, x.shape[2:], stride, x.device)
+    row_tiles, grid, arguments = plan(problem, (x.shape[2], x.shape[3]), stride, x.device)
     variance = variance.contiguous()
     with device_of(x):
         totals, dots = (accumulator(x, (row_tiles, channels)) for _ in range(2))
@@ -297,7 +297,7 @@ def norm_relu_conv_weight(
         return grad_conv.zero_()
     kind = "conv_weight" if mean is None else "weight"
     problem = Problem(kind, out, channels, rows, grad.element_size(), splits=True)
-    splits, grid, arguments = plan_weight(problem, x.shape[2:], stride, x.device)
+    splits, grid, arguments = plan_weight(problem, (x.shape[2], x.shape[3]), stride, x.device)
     with device_of(x):
         parts = grad_conv if splits == 1 else accumulator(grad, (splits, out * channels))
         norm_relu_conv_weight_kernel[grid](

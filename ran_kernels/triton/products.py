@@ -147,7 +147,7 @@ def convolution_precision(dtype: torch.dtype) -> str:
 
     The other dtypes have one way only.
     """
-    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if allowed and dtype == torch.float32 else "ieee"
 
 

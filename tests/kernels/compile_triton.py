@@ -162,7 +162,7 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
         return dict.fromkeys(names, SUM)
 
     def product(
-        kind: str, columns: int, inner: int, side: int, *, stride: int = 1, **beside: int
+        kind: str, columns: int, inner: int, side: int, *, stride: int = 1, **beside: Any
     ) -> dict[str, Any]:
         problem = Problem(kind, 128 * side * side, columns, inner, size, **beside)
         input_size = (side * stride, side * stride)

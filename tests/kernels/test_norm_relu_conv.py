@@ -58,7 +58,7 @@ def arguments(
     """Of the part `name`; `few` leaves out what may be None."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = last(2 * features(shape.x, dtype, device) + 1)
-    norm: list[Tensor | None] = [None] * 4
+    norm: list[Any] = [None] * 4
     if shape.norm:
         norm = list(reference.batch_norm_statistics(x, None)[1:])
         norm += [None, None] if few else [t.to(wide) for t in affine(x)]
@@ -72,11 +72,11 @@ def arguments(
         return (grad, x, *norm, conv, shape.stride, EPS, not few)
     if name == "norm_relu_conv_weight":
         return (grad, x, *norm, shape.stride, EPS)
-    sums = [None, None]
+    sums: list[Any] = [None, None]
     if shape.norm and not few:
-        sums = list(
-            reference.norm_relu_conv_reduce(grad, x, *norm, conv, shape.stride, EPS, False)
-        )[1:]  # type: ignore[arg-type]
+        mean, variance, weight, bias = norm
+        of_norm = (mean, variance, weight, bias, conv, shape.stride, EPS)
+        sums = [*reference.norm_relu_conv_reduce(grad, x, *of_norm, False)[1:]]
     skip = None if few else last(features(shape.x, dtype, device, seed=7))
     count = x.numel() // x.shape[1]
     given = x if shape.norm else None
@@ -181,9 +181,8 @@ def composed(
     outs = [F.conv2d(activation, *conv) for conv in convs]
     if addend is not None:
         outs = [outs[0] + addend]
-    return x, [
-        ran_kernels.Measured(y, tuple(reference.batch_norm_statistics(y, None)[1:])) for y in outs
-    ]
+    found = [(y, reference.batch_norm_statistics(y, None)) for y in outs]
+    return x, [ran_kernels.Measured(y, (mean, variance)) for y, (_, mean, variance) in found]
 
 
 #: Of the convolutions of one activation: out channels and stride.
