@@ -134,15 +134,19 @@ def _merge(
         (means, squares), part_rows = to, part_rows * GROUP.value
 
 
-def _add(parts_of: Tensor, out: Tensor, variance: Tensor | None, eps: float) -> None:
-    """`out` as the sum of parts (parts, columns), with `variance` times the inverse deviation."""
+def _add(
+    parts_of: Tensor, out: Tensor, second: Tensor | None, variance: Tensor | None, eps: float
+) -> None:
+    """`out` as the sum of parts (parts, columns). With `second`, they hold two such side by side,
+    and the second one times the inverse deviation goes there."""
     while True:
         parts, columns = parts_of.shape
         groups = triton.cdiv(parts, GROUP.value)
         final = groups == 1
         to = out if final else parts_of.new_empty((groups, columns), dtype=torch.float64)
+        pair = (second, variance) if final else (None, None)
         add_kernel[_finish_grid(parts, columns)](
-            parts_of, to, variance if final else None, parts, columns, EPS=eps, BLOCK=FINISH_COLUMNS
+            *(parts_of, to, *pair, parts, columns), EPS=eps, BLOCK=FINISH_COLUMNS
         )
         if final:
             return
@@ -219,20 +223,19 @@ def norm_relu_conv_reduce(
     row_tiles, grid, arguments = plan(problem, (x.shape[2], x.shape[3]), stride, x.device)
     variance = variance.contiguous()
     with device_of(x):
-        totals, dots = (accumulator(x, (row_tiles, channels)) for _ in range(2))
+        parts = accumulator(x, (row_tiles, 2 * channels))
         norm_relu_conv_reduce_kernel[grid](
             _last(grad),
             x,
             *map(contiguous, (mean, variance, weight, bias, conv)),
             masked if keep else None,
-            *(totals, dots),
+            parts,
             EPS=eps,
             VANISHES=VANISHES.get(x.dtype, 0.0),
             **_options(x, conv.dtype),
             **arguments,
         )
-        _add(totals, sum_grad, None, eps)
-        _add(dots, sum_grad_xhat, variance, eps)
+        _add(parts, sum_grad, sum_grad_xhat, variance, eps)
     return masked, sum_grad, sum_grad_xhat
 
 
@@ -307,5 +310,5 @@ def norm_relu_conv_weight(
             **arguments,
         )
         if splits > 1:
-            _add(parts, grad_conv, None, eps)
+            _add(parts, grad_conv, None, None, eps)
     return grad_conv

@@ -156,7 +156,7 @@ def data_gradient(
 
 @triton.jit
 def norm_relu_conv_reduce_kernel(
-    grad, x, mean, variance, weight, bias, conv, masked, totals, dots,
+    grad, x, mean, variance, weight, bias, conv, masked, parts,
     rows, column_tiles, height, width, out_height, out_width,
     EPS: tl.constexpr, VANISHES: tl.constexpr,
     INNER: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -175,12 +175,12 @@ def norm_relu_conv_reduce_kernel(
     g = passing(g, normalise(value, center, scale, offset), VANISHES)
     if masked is not None:
         tl.store(masked + at, g.to(masked.dtype.element_ty), mask=inside)
-    # Without invstd so far: Σ g and Σ g (x - mean).
-    to = tile * COLUMNS + column
+    # Side by side, and without invstd so far: Σ g and Σ g (x - mean).
+    to = tile * (2 * COLUMNS) + column
     total = tl.sum(tl.where(inside, g, 0.0), axis=0)
-    tl.store(totals + to, total, mask=column < COLUMNS)
+    tl.store(parts + to, total, mask=column < COLUMNS)
     dot = tl.sum(tl.where(inside, g * (value - center), 0.0), axis=0)
-    tl.store(dots + to, dot, mask=column < COLUMNS)
+    tl.store(parts + to + COLUMNS, dot, mask=column < COLUMNS)
 
 
 @triton.jit
@@ -293,10 +293,20 @@ def merge_kernel(
 
 
 @triton.jit
-def add_kernel(parts_of, out, variance, parts, columns, EPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Parts added up, and with `variance` times the inverse deviation."""
+def add_kernel(
+    parts_of, out, second, variance, parts, columns, EPS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Parts added up. With `second`, what lies side by side is taken apart: the second half goes
+    there, times the inverse deviation."""
     group, _, column, at, inside = group_of(parts, columns, BLOCK)
     total = tl.sum(tl.load(parts_of + at, mask=inside, other=0.0).to(tl.float64), axis=0)
-    if variance is not None:
-        total *= inverse_deviation(variance, column, columns, EPS)
-    tl.store(out + group * columns + column, total.to(out.dtype.element_ty), mask=column < columns)
+    there = column < columns
+    if second is not None:
+        half = columns // 2
+        column -= half
+        is_second = there & (column >= 0)
+        scaled = total * inverse_deviation(variance, tl.maximum(column, 0), half, EPS)
+        tl.store(second + column, scaled.to(second.dtype.element_ty), mask=is_second)
+        column += half
+        there = column < half
+    tl.store(out + group * columns + column, total.to(out.dtype.element_ty), mask=there)

@@ -180,7 +180,7 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
     results = sums("sum_grad", "sum_grad_xhat")
     finish = {"columns": 256, "BLOCK": norm_relu_conv.FINISH_COLUMNS}
     forward = data("x", "conv", "y")
-    back = data("grad", "x", "conv") | sums("totals", "dots") | channels | vanishes
+    back = data("grad", "x", "conv") | sums("parts") | channels | vanishes
     return {
         "norm_relu_conv_kernels.norm_relu_conv_kernel": [
             {**forward, **channels, "addend": DATA, **parts, "MEASURE": True}
@@ -208,7 +208,8 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
             | {"part_rows": 128, "FINAL": False, **finish},
         ],
         "norm_relu_conv_kernels.add_kernel": [
-            {"parts_of": "*fp64", "out": SUM, "variance": SUM, "parts": 49, "EPS": 1e-5, **finish},
+            {"parts_of": "*fp64", **sums("out", "second", "variance"), "parts": 49, "EPS": 1e-5}
+            | {**finish, "columns": 512},
         ],
     }
 
