@@ -1,6 +1,5 @@
-"""1×1 convolutions with the norm inside, against the reference and the operators one by one."""
+"""1×1 convolutions with the norm inside as one node, against PyTorch and the operators alone."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,163 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.library import opcheck
 
 import ran_kernels
 from ran_kernels import Convolution, reference
 from ran_kernels.norm_relu_conv_parts import out_size
 
 from .cbam_cases import features
-from .harness import DTYPES, LAYOUTS, Place, _require_exact, triton_only
+from .harness import Place, triton_only
 from .norm_cases import affine, running
-
-PARTS = ("norm_relu_conv", "norm_relu_conv_reduce", "norm_relu_conv_grad", "norm_relu_conv_weight")
-EPS = 1e-5
-
-
-class Shape:
-    """A convolution: x, out channels, stride, and whether a norm is before it."""
-
-    def __init__(self, x: tuple[int, ...], out: int, stride: int = 1, norm: bool = True) -> None:
-        self.x, self.out, self.stride, self.norm = x, out, stride, norm
-
-    @property
-    def y(self) -> tuple[int, ...]:
-        return (self.x[0], self.out, *out_size(self.x[2:], self.stride))
-
-    def __str__(self) -> str:
-        return f"{self.x}-{self.out}/{self.stride}{'' if self.norm else '-plain'}"
-
-
-# Less than a tile, no multiples of 16; one of each; several tiles along every side; levels of sums.
-SMALL = Shape((2, 6, 5, 7), 5)
-SHAPES = [
-    SMALL,
-    Shape((2, 6, 5, 7), 13, stride=2),
-    Shape((1, 1, 1, 2), 1),
-    Shape((1, 70, 7, 6), 40, stride=2, norm=False),
-    Shape((1, 33, 9, 9), 67),
-]
 
 
 def last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
-
-
-def arguments(
-    name: str, shape: Shape, dtype: torch.dtype, device: str, *, few: bool = False
-) -> tuple[Any, ...]:
-    """Of the part `name`; `few` leaves out what may be None."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    x = last(2 * features(shape.x, dtype, device) + 1)
-    norm: list[Any] = [None] * 4
-    if shape.norm:
-        norm = list(reference.batch_norm_statistics(x, None)[1:])
-        norm += [None, None] if few else [t.to(wide) for t in affine(x)]
-    conv = features((shape.out, shape.x[1], 1, 1), torch.float64, seed=4) / shape.x[1] ** 0.5
-    conv = conv.flatten(1).to(dtype).to(device)
-    addend = None if few else last(features(shape.y, dtype, device, seed=5))
-    grad = last(features(shape.y, dtype, device, seed=6))
-    if name == "norm_relu_conv":
-        return (x, *norm, conv, addend, shape.stride, EPS, not few)
-    if name == "norm_relu_conv_reduce":
-        return (grad, x, *norm, conv, shape.stride, EPS, not few)
-    if name == "norm_relu_conv_weight":
-        return (grad, x, *norm, shape.stride, EPS)
-    sums: list[Any] = [None, None]
-    if shape.norm and not few:
-        mean, variance, weight, bias = norm
-        of_norm = (mean, variance, weight, bias, conv, shape.stride, EPS)
-        sums = [*reference.norm_relu_conv_reduce(grad, x, *of_norm, False)[1:]]
-    skip = None if few else last(features(shape.x, dtype, device, seed=7))
-    count = x.numel() // x.shape[1]
-    given = x if shape.norm else None
-    return (grad, given, skip, *norm, *sums, count, conv, [*shape.x[2:]], shape.stride, EPS)
-
-
-def overload(name: str) -> Any:
-    return getattr(torch.ops.ran, name).triton
-
-
-def listed(result: Any) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
-
-
-def has_part(shape: Shape, name: str) -> bool:
-    return shape.norm or name != "norm_relu_conv_reduce"
-
-
-def doubled(values: tuple[Any, ...]) -> list[Any]:
-    return [v.double() if isinstance(v, Tensor) else v for v in values]
-
-
-@triton_only
-@pytest.mark.parametrize("name", PARTS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_parts(place: Place, name: str, shape: Shape) -> None:
-    if not has_part(shape, name):
-        pytest.skip("no norm to reduce for")
-    for dtype in DTYPES if shape is SMALL else (torch.float64,):
-        for few in (False, True):
-            given = arguments(name, shape, dtype, place.device, few=few)
-            got = listed(overload(name)(*given))
-            eager = listed(getattr(reference, name)(*given))
-            exact = listed(getattr(reference, name)(*doubled(given)))
-            for a, b in zip(got, eager, strict=True):
-                assert (a.dtype, a.shape) == (b.dtype, b.shape)
-                assert a.dim() != 4 or a.is_contiguous(memory_format=torch.channels_last)
-            for kind in {t.dtype for t in got}:
-                some = [i for i, t in enumerate(got) if t.dtype == kind]
-                # The channels' numbers are as exact as what they are sums of.
-                theirs = [eager[i] for i in some]
-                trues = [exact[i] for i in some]
-                low = kind == torch.float32 and dtype.itemsize == 2
-                assert not low or name in PARTS[:2]
-                if low:
-                    for i in some:
-                        torch.testing.assert_close(got[i], eager[i], rtol=0.02, atol=0.02)
-                else:
-                    _require_exact(name, [got[i] for i in some], theirs, trues, kind, 3.0)
-
-
-@triton_only
-def test_sums_of_many_parts(place: Place) -> None:
-    """More tiles of positions, and more shares of them, than one level of sums puts together."""
-    shape = Shape((1, 2, 47, 47), 2)
-    tiles = importlib.import_module("ran_kernels.triton.products").TILES[8]
-    group = importlib.import_module("ran_kernels.triton.norm_relu_conv_kernels").GROUP.value
-    assert group * tiles[0].rows < 47 * 47
-    for name in PARTS[:2]:
-        given = arguments(name, shape, torch.float64, place.device)
-        for a, b in zip(overload(name)(*given), getattr(reference, name)(*given), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-@triton_only
-@pytest.mark.parametrize("name", PARTS)
-def test_opcheck(place: Place, name: str) -> None:
-    for layout in ("channels_last", "contiguous", "transposed"):
-        for few in (False, True):
-            given = arguments(name, SMALL, torch.float32, place.device, few=few)
-            laid = [
-                LAYOUTS[layout](v) if isinstance(v, Tensor) and v.dim() == 4 else v for v in given
-            ]
-            opcheck(overload(name), tuple(laid), test_utils=("test_schema", "test_faketensor"))
-
-
-@triton_only
-@pytest.mark.parametrize("mean", [0.0, 3e4])
-def test_statistics_are_those_of_deviations(place: Place, mean: float) -> None:
-    """A mean far from 0 costs no digits."""
-    x = last(features((2, 3, 9, 8), torch.float32, place.device))
-    conv = torch.eye(3, device=place.device)
-    addend = torch.full_like(x, mean)
-    y, *found = overload("norm_relu_conv")(x, *[None] * 4, conv, addend, 1, EPS, True)
-    variance, center = torch.var_mean(y.double(), (0, 2, 3), correction=0)
-    torch.testing.assert_close(found, [center.float(), variance.float()], rtol=1e-6, atol=1e-6)
-
-
-# The node.
 
 
 def composed(
