@@ -18,7 +18,7 @@ from .norm_relu_conv_kernels import (
     norm_relu_conv_reduce_kernel,
     norm_relu_conv_weight_kernel,
 )
-from .products import Problem, Tile, convolution_precision, splits_of
+from .products import Problem, Tile, convolution_precision, precision_of, splits_of
 from .tuned import tile_of
 
 # Columns that a program of the second stage puts together.
@@ -185,17 +185,41 @@ def norm_relu_conv(
             x,
             *map(contiguous, (mean, variance, weight, bias)),
             conv.contiguous(),
+            None,
             None if addend is None else _last(addend),
+            None,
             y,
             *(means, squares) if measure else (None, None),
             EPS=eps,
             MEASURE=measure,
+            RESIDUAL=False,
             **_options(x, conv.dtype),
             **arguments,
         )
         if measure:
             _merge(means, squares, y_mean, y_variance, rows, arguments["BLOCK_ROWS"])
     return y, y_mean, y_variance
+
+
+def gated_conv(
+    x: Tensor, conv: Tensor, bias: Tensor | None, trunk: Tensor, residual: bool
+) -> Tensor:
+    """`conv_gate` of channels_last images that are not empty: a product without a norm."""
+    y = torch.empty_like(trunk)
+    channels, out = x.shape[1], conv.shape[0]
+    problem = Problem("conv_gate", y.numel() // out, out, channels, x.element_size(), images=2)
+    _, grid, arguments = plan(problem, (y.shape[2], y.shape[3]), 1, x.device)
+    with device_of(x):
+        norm_relu_conv_kernel[grid](
+            *(x, None, None, None, None, conv.contiguous(), contiguous(bias), None, trunk, y),
+            *(None, None),
+            EPS=0.0,
+            MEASURE=False,
+            RESIDUAL=residual,
+            **_options(x, conv.dtype) | {"PRECISION": precision_of(x)},
+            **arguments,
+        )
+    return y
 
 
 def norm_relu_conv_reduce(

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .batch_norm_kernels import channel_factors, inverse_deviation, normalise, passing
-from .common import widen
+from .common import sigmoid, widen
 
 #: Parts that one program of a level puts together.
 GROUP = tl.constexpr(64)
@@ -73,9 +73,9 @@ def activation(x, center, scale, offset):
 
 @triton.jit
 def norm_relu_conv_kernel(
-    x, mean, variance, weight, bias, conv, addend, y, means, squares,
+    x, mean, variance, weight, bias, conv, conv_bias, addend, trunk, y, means, squares,
     rows, column_tiles, height, width, out_height, out_width,
-    EPS: tl.constexpr, MEASURE: tl.constexpr,
+    EPS: tl.constexpr, MEASURE: tl.constexpr, RESIDUAL: tl.constexpr,
     INNER: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     BLOCK_INNER: tl.constexpr, STAGES: tl.constexpr,
@@ -106,8 +106,14 @@ def norm_relu_conv_kernel(
         right += BLOCK_INNER
     at = row[:, None] * COLUMNS + column[None, :]
     inside = there & wanted
+    if conv_bias is not None:
+        total += widen(tl.load(conv_bias + column, mask=column < COLUMNS, other=0.0))[None, :]
     if addend is not None:
         total += widen(tl.load(addend + at, mask=inside, other=0.0))
+    if trunk is not None:
+        t = widen(tl.load(trunk + at, mask=inside, other=0.0))
+        mask = sigmoid(total)
+        total = (1.0 + mask) * t if RESIDUAL else mask * t
     stored = total.to(y.dtype.element_ty)
     tl.store(y + at, stored, mask=inside)
     if MEASURE:

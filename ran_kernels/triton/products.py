@@ -151,7 +151,7 @@ def convolution_precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed and dtype == torch.float32 else "ieee"
 
 
-def matrix_precision(x: Tensor) -> str:
-    """As `convolution_precision`: as PyTorch's matrix products are."""
+def precision_of(x: Tensor) -> str:
+    """As `convolution_precision`, but as PyTorch's matrix products are."""
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed and x.dtype == torch.float32 else "ieee"

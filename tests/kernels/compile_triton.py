@@ -60,27 +60,22 @@ def upsample_launches() -> dict[str, list[dict[str, Any]]]:
 
 
 def conv_gate_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
-    """Of a large tile in both layouts, and of a small one in the dtype's other kind of product."""
+    """Of a large tile, and of a small one in the dtype's other kind of product."""
     from ran_kernels.triton import conv_gate
 
-    def launch(shape: tuple[int, ...], layout: torch.memory_format, **given: Any) -> dict[str, Any]:
-        x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
-        operands = dict.fromkeys(("left", "right", "bias", "trunk", "out"), DATA)
+    def launch(shape: tuple[int, ...], **given: Any) -> dict[str, Any]:
+        x = torch.empty(shape, dtype=dtype, device="meta")
+        operands = dict.fromkeys(("weight", "x", "bias", "trunk", "out"), DATA)
         _, planned = conv_gate.plan(x, x)
         return operands | planned | {"RESIDUAL": True, "WIDEN": False} | given
 
     low = dtype != torch.float32
-    first = {"PRECISION": "ieee" if low else "tf32"}
     # float16 beside bfloat16, exact float32 beside TF32. Rows of 14×14 are no multiple of 16.
-    other = dict.fromkeys(("left", "right", "trunk", "out"), "*fp16") if low else {}
+    other = dict.fromkeys(("weight", "x", "trunk", "out"), "*fp16") if low else {}
     return {
         "conv_gate.conv_gate_kernel": [
-            launch((32, 256, 56, 56), torch.channels_last, **first),
-            launch((32, 1024, 14, 14), torch.contiguous_format, **first),
-            launch((1, 512, 14, 14), torch.channels_last, **first, bias=None),
-            launch(
-                (1, 1024, 14, 14), torch.contiguous_format, PRECISION="ieee", bias=None, **other
-            ),
+            launch((32, 1024, 14, 14), PRECISION="ieee" if low else "tf32"),
+            launch((1, 1024, 14, 14), PRECISION="ieee", bias=None, **other),
         ],
     }
 
@@ -179,7 +174,7 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
     parts = {"means": "*fp64", "squares": SUM}
     results = sums("sum_grad", "sum_grad_xhat")
     finish = {"columns": 256, "BLOCK": norm_relu_conv.FINISH_COLUMNS}
-    forward = data("x", "conv", "y")
+    forward = data("x", "conv", "y") | {"conv_bias": None, "trunk": None, "RESIDUAL": False}
     back = data("grad", "x", "conv") | sums("parts") | channels | vanishes
     return {
         "norm_relu_conv_kernels.norm_relu_conv_kernel": [
@@ -187,6 +182,9 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
             | product("norm_relu_conv", 1024, 256, 14, images=2),
             {**forward, **none, "addend": None, **dict.fromkeys(parts), "MEASURE": False}
             | product("conv", 512, 256, 28, stride=2),
+            {**forward, **none, "addend": None, **dict.fromkeys(parts), "MEASURE": False}
+            | data("conv_bias", "trunk")
+            | {"RESIDUAL": True, **product("conv_gate", 256, 256, 56, images=2)},
         ],
         "norm_relu_conv_kernels.norm_relu_conv_reduce_kernel": [
             {**back, "masked": None} | product("reduce", 256, 64, 56, numbers=4),
