@@ -14,14 +14,15 @@ from torch.utils.checkpoint import checkpoint
 from ..checks import require_choice
 
 
-def _norm_conv() -> bool:
+def norm_conv_wanted() -> bool:
+    """What RAN_NORM_CONV asks for, "1" or "0"."""
     wanted = os.environ.get("RAN_NORM_CONV", "0")
     require_choice("RAN_NORM_CONV", ("0", "1"), wanted)
     return wanted == "1"
 
 
 #: Whether networks' 1×1 convolutions take the norms before them in, unless `create_model` is told.
-NORM_CONV = _norm_conv()
+NORM_CONV = norm_conv_wanted()
 
 
 def set_norm_conv(model: nn.Module, enable: bool | None) -> None:

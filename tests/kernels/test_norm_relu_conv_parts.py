@@ -166,9 +166,9 @@ def test_the_mask_is_of_what_the_activation_rounds_to(place: Place) -> None:
     assert torch.equal(masked.amax((0, 2, 3)) > 0, through)
     assert torch.equal(total > 0, through)
     none = [None] * 2
-    grad = overload("norm_relu_conv_grad")(x, x, None, *norm, *none, 6, conv, [2, 3], 1, EPS)
-    assert torch.equal(grad[:, 1] != 0, x[:, 1] != 0)
-    assert not grad[:, 0].any()
+    large = 2.0**13 * x  # for the gradient not to round to 0
+    grad = overload("norm_relu_conv_grad")(large, x, None, *norm, *none, 6, conv, [2, 3], 1, EPS)
+    assert torch.equal(grad.abs().amin((0, 2, 3)) > 0, through)
 
 
 @triton_only
