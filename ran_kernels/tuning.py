@@ -29,7 +29,9 @@ def tune(
     """Runs `run` and measures every tile for each product that `norm_relu_conv` makes in it.
 
     The quickest are written to the file that later calls on such a GPU take their tiles from:
-    RAN_TILES or ~/.cache/ran_kernels/tiles-NAME.json. To tune a network, give it a training step.
+    RAN_TILES or ~/.cache/ran_kernels/tiles-NAME.json, each when it is known, and what the file has
+    is not measured again. To tune a network, give it a training step. A product takes seconds, as
+    every tile of it is compiled; within a call nothing is ever tuned.
 
     Args:
         run: a call without arguments.
@@ -37,7 +39,7 @@ def tune(
         seconds: how long a call takes; `triton.testing.do_bench`'s median if None.
 
     Returns:
-        The entries that were written: rows, columns, inner, warps and stages of a tile, by product.
+        The entries that were added: rows, columns, inner, warps and stages of a tile, by product.
 
     Raises:
         ValueError: there is no file for the device.
@@ -50,17 +52,18 @@ def tune(
         raise ValueError(f"device: expected a GPU, or a file's name in RAN_TILES, got {device}")
     with tuned.asked() as problems:
         run()
-    found = {}
+    known, found = tuned.read(path), {}
     for problem in sorted(problems, key=tuned.key_of):
-        if tuned.key_of(problem) in found:
+        key = tuned.key_of(problem)
+        if key in known or key in found:
             continue
         call = _call(problem, device)
         times = {}
         for tile in products.TILES[problem.element_size]:
             with tuned.forced(problem, tile):
                 times[tile] = (seconds or _seconds)(call)
-        found[tuned.key_of(problem)] = min(times, key=lambda tile: times[tile])
-    tuned.write(path, found)
+        found[key] = min(times, key=lambda tile: times[tile])
+        tuned.write(path, {key: found[key]})
     return {key: [t.rows, t.columns, t.inner, t.warps, t.stages] for key, t in found.items()}
 
 

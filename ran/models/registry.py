@@ -248,9 +248,12 @@ def create_model(name: str, **options: Any) -> nn.Module:
     """A network by its name.
 
     Options of all: ``num_classes``, ``in_chans``, ``global_pool`` and ``drop_rate``;
-    ``features_only`` with ``out_indices`` for timm's feature extractor. Of residual attention
-    networks: any field of :class:`NetworkSpec`, in place of the plan's, and ``width_multiplier``,
-    which scales every width of it. Of CBAM networks: the arguments of :class:`ran.CbamResNet`.
+    ``features_only`` with ``out_indices`` for timm's feature extractor; ``norm_conv``, whether 1×1
+    convolutions take the norms before them in where Triton can run them
+    (:func:`ran_kernels.norm_relu_conv`), by default as RAN_NORM_CONV says, 0 or 1. Of residual
+    attention networks: any field of :class:`NetworkSpec`, in place of the plan's, and
+    ``width_multiplier``, which scales every width of it. Of CBAM networks: the arguments of
+    :class:`ran.CbamResNet`.
 
     Raises ValueError for an unknown name or option, with near ones, and for a value that cannot
     be built.
