@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 import ran_kernels
 from ran_kernels import Convolution, reference
@@ -222,7 +223,7 @@ def test_what_is_kept(place: Place) -> None:
 
 @triton_only
 def test_special_values_reach_what_they_reach(place: Place) -> None:
-    """As the operators one by one, whose norm is the CUDA kernels' and not the CPU's."""
+    """As the operators one by one, on the CPU: cuDNN's convolutions may make NaN of 0."""
     values = (float("nan"), float("inf"), -float("inf"))
     for training in (True, False):
         for where in range(4):
@@ -230,12 +231,13 @@ def test_special_values_reach_what_they_reach(place: Place) -> None:
             for i, value in enumerate(values):
                 part = given[where][0, i] if where == 0 else given[where][i]
                 part.view(-1)[0] = value  # in a channel of its own
-            found = []
-            for of in (ran_kernels.norm_relu_conv, one_by_one):
-                outs, grads = place.run(gradients, node(of, "halved", training=training), given)
-                found.append([t.isfinite() for t in [*outs, *grads]])
-            for a, b in zip(*found, strict=True):
-                assert torch.equal(a, b)
+            call = node(ran_kernels.norm_relu_conv, "halved", training=training)
+            found = [place.run(gradients, call, given)]
+            call = node(one_by_one, "halved", training=training)
+            with ran_kernels.backend("native"):
+                found.append(gradients(call, [t.cpu() for t in given]))
+            for a, b in zip(*([*outs, *grads] for outs, grads in found), strict=True):
+                assert torch.equal(a.isfinite().cpu(), b.isfinite())
 
 
 def one_by_one(x: Tensor, *channels: Any, convs: Any, addend: Any, statistics: Any, **options: Any):  # type: ignore[no-untyped-def]
@@ -349,3 +351,20 @@ def test_bad_arguments_are_named(
     x = given.pop("x")
     with pytest.raises(error, match=message):
         ran_kernels.norm_relu_conv(x, None, None, **given)
+
+
+@triton_only
+def test_checkpointed_and_differentiated_once(place: Place) -> None:
+    given = inputs("two", False, torch.float64, place.device)
+    call = node(ran_kernels.norm_relu_conv, "two", training=True)
+    want = place.run(gradients, call, given)
+    again = place.run(gradients, lambda *ts: checkpoint(call, *ts, use_reentrant=False), given)
+    for ours, theirs in zip([*again[0], *again[1]], [*want[0], *want[1]], strict=True):
+        assert torch.equal(ours, theirs)
+    leaves = [t.requires_grad_() for t in given]
+    outs = place.run(call, *leaves)[1:]
+    for wanted in (leaves[0], leaves[3]):  # an image, a convolution's weight
+        incoming = [torch.ones_like(t, requires_grad=True) for t in outs]
+        (grad,) = torch.autograd.grad(outs, wanted, incoming, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"backend\('reference'\)"):
+            torch.autograd.grad(grad.sum(), leaves[0])

@@ -16,6 +16,7 @@ import ran_kernels
 from ran_kernels import Convolution
 
 from .cbam_cases import features
+from .harness import Place, triton_only
 from .norm_cases import affine
 
 products: Any = importlib.import_module("ran_kernels.triton.products")
@@ -67,14 +68,16 @@ def test_estimates_are_of_bytes_and_products() -> None:
     assert least < products.estimate(deep, products.choose(deep)) < 3 * least
 
 
-def step(training: bool = True) -> Callable[[], Tensor]:
+def step(device: str) -> Callable[[], Tensor]:
     """Every kind of product, forward and backward."""
-    x = features((1, 6, 2, 3), torch.float32, layout="channels_last").requires_grad_()
+    x = features((1, 6, 2, 3), torch.float32, device, "channels_last").requires_grad_()
     weight, bias = (t.requires_grad_() for t in affine(x))
-    convs = [Convolution(torch.randn(out, 6, 1, 1, requires_grad=True)) for out in (3, 12)]
+    convs = [
+        Convolution(torch.randn(out, 6, 1, 1, device=device, requires_grad=True)) for out in (3, 12)
+    ]
 
     def run() -> Tensor:
-        total = torch.zeros(())
+        total = torch.zeros((), device=device)
         for conv in convs:
             plain, ((y, _),) = ran_kernels.conv_statistics(x, convs=[conv])
             same, ((z, _),) = ran_kernels.norm_relu_conv(
@@ -87,11 +90,14 @@ def step(training: bool = True) -> Callable[[], Tensor]:
     return run
 
 
-def test_tuning_writes_what_products_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@triton_only
+def test_tuning_writes_what_products_take(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "tiles.json"
     monkeypatch.setenv("RAN_TILES", str(path))
     tuned._table.cache_clear()
-    run = step()
+    run = step(place.device)
     calls: list[float] = []
 
     def seconds(call: Callable[[], Any]) -> float:
@@ -101,7 +107,7 @@ def test_tuning_writes_what_products_take(tmp_path: Path, monkeypatch: pytest.Mo
 
     with ran_kernels.backend("triton"):
         before = run()
-        found = ran_kernels.tune(run, "cpu", seconds=seconds)
+        found = ran_kernels.tune(run, place.device, seconds=seconds)
         kinds = {key.split(":")[0] for key in found}
         assert kinds == {
             *("norm_relu_conv", "conv", "reduce", "grad", "conv_grad", "weight", "conv_weight")
@@ -110,10 +116,13 @@ def test_tuning_writes_what_products_take(tmp_path: Path, monkeypatch: pytest.Mo
         assert set(map(tuple, found.values())) == {(*vars(last).values(),)}
         assert len(calls) == len(found) * len(products.TILES[4])
         assert json.loads(path.read_text()) == {"tiles": found}
+        assert ran_kernels.tune(run, place.device, seconds=seconds) == {}  # it is all there
         with tuned.asked() as problems:
             torch.testing.assert_close(run(), before)
         assert {tuned.key_of(problem) for problem in problems} == set(found)
-        assert {tuned.tile_of(problem, CPU) for problem in problems} == {last}
+        assert {tuned.tile_of(problem, torch.device(place.device)) for problem in problems} == {
+            last
+        }
     tuned._table.cache_clear()
 
 
