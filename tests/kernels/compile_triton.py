@@ -142,7 +142,8 @@ def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
 
 
 def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
-    """Of each product with all terms and with as few as there can be, and of the sums after it."""
+    """Of each product with all terms, and in 16 bits with as few as there can be; and of the sums
+    after it, which are of no data type."""
     from ran_kernels.triton import norm_relu_conv
     from ran_kernels.triton.products import Problem
 
@@ -176,7 +177,7 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
     finish = {"columns": 256, "BLOCK": norm_relu_conv.FINISH_COLUMNS}
     forward = data("x", "conv", "y") | {"conv_bias": None, "trunk": None, "RESIDUAL": False}
     back = data("grad", "x", "conv") | sums("parts") | channels | vanishes
-    return {
+    found = {
         "norm_relu_conv_kernels.norm_relu_conv_kernel": [
             {**forward, **channels, "addend": DATA, **parts, "MEASURE": True}
             | product("norm_relu_conv", 1024, 256, 14, images=2),
@@ -187,7 +188,6 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
             | {"RESIDUAL": True, **product("conv_gate", 256, 256, 56, images=2)},
         ],
         "norm_relu_conv_kernels.norm_relu_conv_reduce_kernel": [
-            {**back, "masked": None} | product("reduce", 256, 64, 56, numbers=4),
             {**back, "masked": DATA} | product("reduce", 256, 1024, 14, images=2, numbers=4),
         ],
         "norm_relu_conv_kernels.norm_relu_conv_grad_kernel": [
@@ -210,6 +210,9 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
             | {**finish, "columns": 512},
         ],
     }
+    if size == 4:
+        found = {name: [w for w in ways[:1] if "PRECISION" in w] for name, ways in found.items()}
+    return found
 
 
 def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:

@@ -52,8 +52,8 @@ def _compile(cache: Path) -> str:
 
 def test_every_kernel_is_compiled_and_no_other_is_listed(compiled: dict[str, Any]) -> None:
     assert set(compiled["kernels"]) == set(launches(torch.float32))
-    ways = sum(map(len, launches(torch.float32).values()))
-    assert len(compiled["builds"]) == ways * len(ARCHITECTURES) * len(DTYPES)
+    ways = sum(len(ways) for dtype in DTYPES for ways in launches(getattr(torch, dtype)).values())
+    assert len(compiled["builds"]) == ways * len(ARCHITECTURES)
 
 
 def test_every_build_has_its_code(compiled: dict[str, Any]) -> None:
@@ -125,4 +125,4 @@ def test_matrix_products_are_on_tensor_cores(compiled: dict[str, Any]) -> None:
         if kind and "norm_relu_conv" in build["kernel"]:  # each generation's own, and no older one
             own = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}[chip]
             assert all(name.startswith(own) for name in build["products"]), build
-    assert counts == {"tf32": 10 * len(ARCHITECTURES), "f16": 11 * len(ARCHITECTURES)}
+    assert counts == {"tf32": 5 * len(ARCHITECTURES), "f16": 10 * len(ARCHITECTURES)}
