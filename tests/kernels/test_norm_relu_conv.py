@@ -19,6 +19,9 @@ from .harness import Place, triton_only
 from .norm_cases import affine, running
 
 
+EPS = 1e-5
+
+
 def last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
@@ -144,6 +147,13 @@ def test_statistics_given_and_found(place: Place) -> None:
                 for s in (pair, None)
             )
             torch.testing.assert_close(told, finds)
+        # And believes them.
+        believed = place.run(
+            ran_kernels.batch_norm, y, None, None, training=True, statistics=(pair[0] + 1, pair[1])
+        )
+        off = torch.rsqrt(pair[1] + EPS)[:, None, None]
+        plain = F.batch_norm(y, None, None, training=True)
+        torch.testing.assert_close(believed, plain - off)
 
 
 @triton_only
