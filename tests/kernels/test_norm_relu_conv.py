@@ -18,7 +18,6 @@ from .cbam_cases import features
 from .harness import Place, triton_only
 from .norm_cases import affine, running
 
-
 EPS = 1e-5
 
 
