@@ -28,9 +28,12 @@ def tile_of(problem: Problem, device: torch.device) -> Tile:
     """The tile that `problem` takes on `device`."""
     for asked in _asked:
         asked.add(problem)
-    if problem in _forced:
-        return _forced[problem]
-    return _table(device.type, device.index).get(key_of(problem)) or choose(problem)
+    return _forced.get(problem) or _tile_of(problem, device.type, device.index)
+
+
+@functools.cache
+def _tile_of(problem: Problem, kind: str, index: int | None) -> Tile:
+    return _table(kind, index).get(key_of(problem)) or choose(problem)
 
 
 def key_of(problem: Problem) -> str:
@@ -85,7 +88,13 @@ def write(path: Path, tiles: dict[str, Tile]) -> None:
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(text + "\n")
     part.replace(path)
+    forget()
+
+
+def forget() -> None:
+    """The file is read again."""
     _table.cache_clear()
+    _tile_of.cache_clear()
 
 
 @functools.cache

@@ -74,6 +74,34 @@ def _product(given: Tensor, group: Any) -> _Found:
     return [y.detach(), out.detach(), grads[0]], [*statistics, *after], list(grads[1:])
 
 
+class _Unit(nn.Module):
+    """A norm inside a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        x = features(SMALL)
+        self.weight, self.bias = map(nn.Parameter, affine(x))
+        (conv,) = convolutions(x, [(4, 1, False)])
+        self.conv = nn.Parameter(conv.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, ((y, _),) = ran_kernels.norm_relu_conv(
+            x, None, None, self.weight, self.bias, convs=[Convolution(self.conv)], training=True
+        )
+        return y
+
+
+def _replicated(x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of this process's share alone, and of both as DDP has them."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = []
+    for unit in (_Unit(), nn.parallel.DistributedDataParallel(_Unit())):
+        with ran_kernels.backend("triton"):
+            unit(x).sin().sum().backward()
+        found.append([p.grad.clone() for p in unit.parameters() if p.grad is not None])
+    return found[0], found[1]
+
+
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = distributed.FileStore(f"{folder}/store", 2)
@@ -91,6 +119,7 @@ def _process(rank: int, folder: str) -> None:
         for first in SHARES[:2]:
             share = _share(features(SMALL), rank, first)
             found["product", first] = _product(share, distributed.group.WORLD)
+        found["replicated"] = (*_replicated(_share(features(SMALL), rank, 2)), [])
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -100,6 +129,11 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for key, first in both[0].items():
         second = both[1][key]
+        if key == "replicated":
+            for i, (one, other) in enumerate(zip(first[0], second[0], strict=True)):
+                torch.testing.assert_close(first[1][i], (one + other) / 2)
+                assert torch.equal(first[1][i], second[1][i])
+            continue
         if key == "module":
             whole = _module(features(SHAPE), nn.BatchNorm2d)
         elif key[0] == "product":

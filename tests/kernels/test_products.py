@@ -96,7 +96,7 @@ def test_tuning_writes_what_products_take(
 ) -> None:
     path = tmp_path / "tiles.json"
     monkeypatch.setenv("RAN_TILES", str(path))
-    tuned._table.cache_clear()
+    tuned.forget()
     run = step(place.device)
     calls: list[float] = []
 
@@ -123,7 +123,7 @@ def test_tuning_writes_what_products_take(
         assert {tuned.tile_of(problem, torch.device(place.device)) for problem in problems} == {
             last
         }
-    tuned._table.cache_clear()
+    tuned.forget()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, message:
 
 def test_without_a_file_the_model_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAN_TILES", raising=False)
-    tuned._table.cache_clear()
+    tuned.forget()
     problem = Problem("norm_relu_conv", 1000, 64, 64, 2)
     assert tuned.tile_of(problem, CPU) == products.choose(problem)
     with pytest.raises(ValueError, match="device: expected a GPU, or a file's name in RAN_TILES"):
