@@ -323,7 +323,8 @@ def norm_relu_conv_weight(
     if not grad_conv.numel() or not rows:
         return grad_conv.zero_()
     kind = "conv_weight" if mean is None else "weight"
-    problem = Problem(kind, out, channels, rows, grad.element_size(), splits=True)
+    exact = grad.dtype == torch.float32 and convolution_precision(grad.dtype) == "ieee"
+    problem = Problem(kind, out, channels, rows, grad.element_size(), splits=True, exact=exact)
     splits, grid, arguments = plan_weight(problem, (x.shape[2], x.shape[3]), stride, x.device)
     with device_of(x):
         parts = grad_conv if splits == 1 else accumulator(grad, (splits, out * channels))

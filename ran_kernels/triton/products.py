@@ -30,7 +30,8 @@ class Problem:
     element_size: int  # bytes
     images: int = 1  # (rows, columns) that the epilogue reads or writes
     numbers: int = 0  # (columns,) that the epilogue holds
-    splits: bool = False  # whether programs share what is summed over
+    splits: bool = False  # whether programs share what is summed over, of transposed rows
+    exact: bool = False  # of float32, without tensor cores
 
 
 #: From large to small, by bytes of an element. All fit in the 99 KB of shared memory that the
@@ -100,7 +101,9 @@ def estimate(problem: Problem, tile: Tile) -> float:
     """
     size = problem.element_size
     held = registers(problem, tile)
-    if held > 255:
+    # Without tensor cores a transposed operand lies in registers, a whole step of it.
+    transposed = problem.exact and problem.splits and tile.rows > 32
+    if held > 255 or transposed:
         return math.inf
     row_tiles = triton.cdiv(problem.rows, tile.rows)
     column_tiles = triton.cdiv(problem.columns, tile.columns)

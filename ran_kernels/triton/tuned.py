@@ -42,7 +42,8 @@ def key_of(problem: Problem) -> str:
     rows = "inner" if problem.splits else "rows"
     sizes = {name: getattr(problem, name) for name in ("rows", *names)}
     sizes[rows] = 1 << (sizes[rows] - 1).bit_length()
-    return f"{problem.kind}: " + ", ".join(f"{name} {size}" for name, size in sizes.items())
+    exact = " exact" if problem.exact else ""
+    return f"{problem.kind}{exact}: " + ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def file_of(device: torch.device) -> Path | None:
