@@ -144,7 +144,8 @@ def test_the_option_and_what_is_recorded() -> None:
             assert len(units) > 3
             assert all(unit.norm_conv is found for unit in units)
             # It is no part of what a network is: others load its weights.
-            assert model.origin.options == options
+            origin: Any = model.origin
+            assert origin.options == options
         with pytest.raises(ValueError, match="norm_conv: expected one of None, False, True, got 3"):
             ran.create_model(name, norm_conv=3)
 
