@@ -2,7 +2,8 @@
 
 Every operator is differentiable, but `add_affine_relu`, `affine_relu` and `conv_gate`, which are
 for inference. Each has three implementations: the compiled extension (C++ and CUDA), which lacks
-`conv_gate`, Triton, and a plain PyTorch reference that defines what is correct. See
+`conv_gate` and `norm_relu_conv`, Triton, and a plain PyTorch reference that defines what is
+correct. See
 `ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this machine has.
 """
 
@@ -18,13 +19,16 @@ from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .conv_gate import conv_gate
 from .fuse import FuseReport, fuse, unfuse
+from .norm_relu_conv import Measured, conv_statistics, norm_relu_conv
 from .spatial_pool import spatial_pool
+from .tuning import tune
 from .upsample import upsample, upsample_add
 
 __all__ = [
     "BackendError",
     "Convolution",
     "FuseReport",
+    "Measured",
     "add_affine_relu",
     "add_batch_norm_relu",
     "add_batch_norm_relu_conv2d",
@@ -40,9 +44,12 @@ __all__ = [
     "cbam_gate",
     "channel_pool",
     "conv_gate",
+    "conv_statistics",
     "fuse",
     "nn",
+    "norm_relu_conv",
     "spatial_pool",
+    "tune",
     "unfuse",
     "upsample",
     "upsample_add",
@@ -53,6 +60,7 @@ for _operator in (
     *("add_affine_relu", "affine_relu", "attention_gate", "attention_mask", "cbam_gate"),
     *("add_batch_norm_relu", "batch_norm", "batch_norm_add_relu", "batch_norm_relu"),
     *("add_batch_norm_relu_conv2d", "batch_norm_relu_conv2d"),
+    *("conv_statistics", "norm_relu_conv"),
     *("channel_pool", "conv_gate", "spatial_pool", "upsample", "upsample_add"),
 ):
     torch.fx.wrap(_operator)

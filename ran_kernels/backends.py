@@ -2,8 +2,8 @@
 
 Three backends stand behind every operator:
 
-- ``native``: the compiled extension, C++ on the CPU and CUDA C++ on NVIDIA GPUs (`conv_gate` has no
-  kernel there);
+- ``native``: the compiled extension, C++ on the CPU and CUDA C++ on NVIDIA GPUs (`conv_gate` and
+  `norm_relu_conv` have no kernels there);
 - ``triton``: Triton on NVIDIA GPUs, and on CPU tensors in its interpreter (TRITON_INTERPRET=1);
 - ``reference``: plain PyTorch, on every device.
 

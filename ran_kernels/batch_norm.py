@@ -11,15 +11,18 @@ from torch import Tensor
 
 from . import reference
 from .batch_norm_node import (
+    NOT_KNOWN,
     Channels,
     Kept,
     Needed,
     Options,
     Parts,
+    Statistics,
     gradients,
     normalise,
     of_reference,
     prepare,
+    unpack,
 )
 from .checks import promote, require_same_image
 from .layouts import dense_layout
@@ -36,6 +39,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     process_group: Any = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """``torch.nn.functional.batch_norm`` of (N, C, H, W): 3 S forward, 5 S backward.
 
@@ -66,7 +70,7 @@ def batch_norm(
             one value per channel.
         BackendError: a backend was asked for that cannot run this.
     """
-    channels = Channels(running_mean, running_var, weight, bias)
+    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
     options = Options(False, training, momentum, eps, process_group)
     return _run("batch_norm", x, None, None, channels, options)
 
@@ -82,6 +86,7 @@ def batch_norm_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
     process_group: Any = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """``relu(batch_norm(x, …))``: 3 S forward, 5 S backward, and x alone is kept for it.
 
@@ -89,7 +94,7 @@ def batch_norm_relu(
 
     Args, Returns, Raises: as `batch_norm`.
     """
-    channels = Channels(running_mean, running_var, weight, bias)
+    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_relu", x, None, None, channels, options)
 
@@ -144,6 +149,7 @@ def batch_norm_add_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
     process_group: Any = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """``relu(batch_norm(x, …) + shortcut)``: 4 S forward, 7 S backward; x and the result are kept.
 
@@ -152,8 +158,8 @@ def batch_norm_add_relu(
     Args:
         x: (N, C, H, W).
         shortcut: (N, C, H, W).
-        running_mean, running_var, weight, bias, training, momentum, eps, process_group: as
-            `batch_norm`.
+        running_mean, running_var, weight, bias, training, momentum, eps, process_group,
+            statistics: as `batch_norm`.
 
     Returns:
         (N, C, H, W), in the dtype that PyTorch's promotion gives for x and shortcut, with x's
@@ -163,7 +169,7 @@ def batch_norm_add_relu(
     """
     require_same_image("shortcut", shortcut, "x", x)
     x, shortcut = promote(x, shortcut)
-    channels = Channels(running_mean, running_var, weight, bias)
+    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_add_relu", x, None, shortcut, channels, options)
 
@@ -180,7 +186,7 @@ def _run(
     backend, options = prepare(name, x_name, x, channels, options)
     if backend is None:
         images = [t for t in (x, addend, shortcut) if t is not None]
-        return getattr(reference, name)(*images, *channels, **of_reference(options))
+        return getattr(reference, name)(*images, *channels[:4], **of_reference(options))
     apply = _apply if options.process_group is None else _apply_untraced
     return apply(dense_layout(x), addend, shortcut, *channels, backend, *options)
 
@@ -206,7 +212,7 @@ class _BatchNorm(torch.autograd.Function):
         shortcut: Tensor | None,
         *arguments: Any,
     ) -> Any:
-        channels, backend, options = Channels(*arguments[:4]), arguments[4], Options(*arguments[5:])
+        channels, backend, options, _ = unpack(arguments)
         parts = Parts(backend)
         out, kept = normalise(parts, x, addend, shortcut, channels, options)
         ctx.parts, ctx.options, ctx.added = parts, options, addend is not None
@@ -225,5 +231,5 @@ class _BatchNorm(torch.autograd.Function):
         return (
             *(found.x if needs_x else None, found.x if needs_addend else None),
             *(found.shortcut, None, None, found.weight, found.bias),
-            *[None] * (len(ctx.options) + 1),
+            *[None] * (len(ctx.options) + 3),
         )

@@ -14,16 +14,19 @@ from torch import Tensor
 
 from . import reference
 from .batch_norm_node import (
+    NOT_KNOWN,
     Channels,
     Kept,
     Needed,
     Options,
     Parts,
+    Statistics,
     apply,
     gradients,
     normalise,
     of_reference,
     prepare,
+    unpack,
 )
 from .checks import autocast_dtype, promote, require_device, require_same_image, require_tensor
 from .layouts import dense_layout
@@ -55,6 +58,7 @@ def batch_norm_relu_conv2d(
     momentum: float = 0.1,
     eps: float = 1e-5,
     process_group: Any = None,
+    statistics: Statistics | None = None,
 ) -> tuple[Tensor, ...]:
     """``conv2d(batch_norm_relu(x, …), …)`` for each of `convs`; x alone is kept for it.
 
@@ -63,8 +67,8 @@ def batch_norm_relu_conv2d(
 
     Args:
         x: (N, C, H, W).
-        running_mean, running_var, weight, bias, training, momentum, eps, process_group: as
-            `batch_norm`.
+        running_mean, running_var, weight, bias, training, momentum, eps, process_group,
+            statistics: as `batch_norm`.
         convs: at least one convolution of the activation, in the activation's dtype. Under autocast
             they are made in its dtype.
 
@@ -77,7 +81,7 @@ def batch_norm_relu_conv2d(
         ValueError: as `batch_norm`, or a convolution does not fit x's channels or dtype.
         BackendError: a backend was asked for that cannot run this.
     """
-    channels = Channels(running_mean, running_var, weight, bias)
+    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_relu_conv2d", x, None, channels, convs, options)
 
@@ -128,13 +132,11 @@ def _run(
 ) -> tuple[Tensor, ...]:
     x_name = "x" if addend is None else "a"
     backend, options = prepare(name, x_name, x, channels, options)
-    convs = [Convolution(*conv) for conv in convs]
-    if not convs:
-        raise ValueError("convs: expected at least one convolution, got none")
-    forms = tuple(_form(f"convs[{i}]", conv, x_name, x) for i, conv in enumerate(convs))
+    convs, forms = require_convolutions(convs, x_name, x)
     if backend is None:
         images = [t for t in (x, addend) if t is not None]
-        return getattr(reference, name)(*images, *channels, convs=convs, **of_reference(options))
+        own = of_reference(options)
+        return getattr(reference, name)(*images, *channels[:4], convs=convs, **own)
     # Cast out here, where autograd and FSDP see whose gradients and shards they are.
     operands = [
         None if t is None else t.to(autocast_dtype(t))
@@ -147,6 +149,16 @@ def _run(
 
 #: A convolution's stride, padding, dilation and groups.
 _Form = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+
+
+def require_convolutions(
+    convs: Sequence[Convolution], x_name: str, x: Tensor
+) -> tuple[list[Convolution], tuple[_Form, ...]]:
+    """`convs` and what of each is no tensor, of checked arguments."""
+    convs = [Convolution(*conv) for conv in convs]
+    if not convs:
+        raise ValueError("convs: expected at least one convolution, got none")
+    return convs, tuple(_form(f"convs[{i}]", conv, x_name, x) for i, conv in enumerate(convs))
 
 
 def _form(name: str, conv: Convolution, x_name: str, x: Tensor) -> _Form:
@@ -206,8 +218,7 @@ def _apply_untraced(*arguments: Any) -> Any:
 class _BatchNormConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, addend: Tensor | None, *arguments: Any) -> Any:
-        channels, backend = Channels(*arguments[:4]), arguments[4]
-        options, forms, operands = Options(*arguments[5:10]), arguments[10], arguments[11:]
+        channels, backend, options, (forms, *operands) = unpack(arguments)
         parts = Parts(backend)
         activation, kept = normalise(parts, x, addend, None, channels, options)
         weights, biases = operands[::2], operands[1::2]
@@ -233,7 +244,7 @@ class _BatchNormConv(torch.autograd.Function):
         return (
             *(found.x if needs_x else None, found.x if needs_addend else None),
             *(None, None, found.weight, found.bias),
-            *[None] * (len(ctx.options) + 2),
+            *[None] * (len(ctx.options) + 4),
             *of_operands,
         )
 

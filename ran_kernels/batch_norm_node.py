@@ -4,6 +4,7 @@
 one that convolves its result.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,13 @@ class Channels(NamedTuple):
     running_var: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+    mean: Tensor | None = None  # of the batch, where it is known
+    variance: Tensor | None = None  # likewise, biased
+
+
+#: Of a batch, each (C,): what `Channels` has of it.
+Statistics = tuple[Tensor, Tensor]
+NOT_KNOWN = (None, None)
 
 
 class Options(NamedTuple):
@@ -96,13 +104,22 @@ def prepare(
     return None if plain else backend, options
 
 
+def unpack(arguments: Sequence[Any]) -> tuple[Channels, str, Options, Sequence[Any]]:
+    """What a node's ``apply`` is given after its images: channels, a backend, options, the rest."""
+    after = len(Channels._fields)
+    end = after + 1 + len(Options._fields)
+    channels, options = Channels(*arguments[:after]), Options(*arguments[after + 1 : end])
+    return channels, arguments[after], options, arguments[end:]
+
+
 def of_reference(options: Options) -> dict[str, Any]:
     """The options that functions of the reference take."""
     return {name: getattr(options, name) for name in ("training", "momentum", "eps")}
 
 
 class Parts:
-    """The four passes of a backend; those of the reference for synchronised statistics alone."""
+    """The four passes of a backend; those of the reference for synchronised statistics, and where
+    a caller makes them himself."""
 
     def __init__(self, backend: str) -> None:
         if backend == "reference":
@@ -116,6 +133,10 @@ class Parts:
         self.reduce = BATCH_NORM_REDUCE[backend]
         self.grad = BATCH_NORM_GRAD[backend]
 
+    def incoming(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient as `reduce` and `grad` take it."""
+        return in_layout_of(grad, x)
+
 
 def normalise(
     parts: Parts,
@@ -125,13 +146,26 @@ def normalise(
     channels: Channels,
     options: Options,
 ) -> tuple[Tensor, Kept]:
-    """The result, and what to keep, whose x is the sum where there is an `addend`.
+    """The result, and what to keep, as `measured` has it."""
+    kept = measured(parts, x, addend, channels, options)
+    out = apply(parts, kept, shortcut, options)
+    return out, kept if shortcut is None else kept._replace(out=out)
+
+
+def measured(
+    parts: Parts, x: Tensor, addend: Tensor | None, channels: Channels, options: Options
+) -> Kept:
+    """What to keep, before anything is normalised; its x is the sum where there is an `addend`.
 
     In training the running statistics are updated.
     """
     count: int | Tensor = _values(x)
     if options.training:
-        total, mean, variance = parts.statistics(x, addend)
+        if channels.mean is not None and channels.variance is not None and addend is None:
+            wide = computing_dtype(x.dtype)
+            total, mean, variance = None, channels.mean.to(wide), channels.variance.to(wide)
+        else:
+            total, mean, variance = parts.statistics(x, addend)
         if options.process_group is not None:
             mean, variance, count = batch_norm_sync.merge_statistics(
                 mean, variance, _values(x), options.process_group
@@ -143,18 +177,22 @@ def normalise(
         wide = computing_dtype(x.dtype)
         mean, variance = channels.running_mean.to(wide), channels.running_var.to(wide)
         total = None if addend is None else in_layout_of(x + addend, x)
-    kept = Kept(
-        *(x if addend is None else total, mean, variance, channels.weight, channels.bias),
+    return Kept(
+        *(
+            x if addend is None or total is None else total,
+            mean,
+            variance,
+            channels.weight,
+            channels.bias,
+        ),
         out=None,
         total=count if isinstance(count, Tensor) else None,
     )
-    out = apply(parts, kept, shortcut, options)
-    return out, kept if shortcut is None else kept._replace(out=out)
 
 
 def apply(parts: Parts, kept: Kept, shortcut: Tensor | None, options: Options) -> Tensor:
     """The result of what is kept: the same bits forwards and, computed again, backwards."""
-    return parts.apply(kept.x, shortcut, *_norm(kept), options.eps, options.relu)
+    return parts.apply(kept.x, shortcut, *norm_of(kept), options.eps, options.relu)
 
 
 def gradients(
@@ -169,8 +207,8 @@ def gradients(
     if grad is None:
         return Gradients(elsewhere, None, None, None)
     x, out = kept.x, kept.out
-    grad = in_layout_of(grad, x)
-    norm = _norm(kept)
+    grad = parts.incoming(grad, x)
+    norm = norm_of(kept)
     # With a shortcut the mask is `out`'s and made once, without one each pass makes it again.
     relu = options.relu and out is None
     sums = sum_grad = sum_grad_xhat = None
@@ -202,7 +240,7 @@ def _values(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _norm(kept: Kept) -> tuple[Tensor | None, ...]:
+def norm_of(kept: Kept) -> tuple[Tensor | None, ...]:
     """Mean, variance, weight and bias in the dtype that x is computed in."""
     wide = computing_dtype(kept.x.dtype)
     affine = (None if t is None else t.to(wide) for t in (kept.weight, kept.bias))
@@ -221,6 +259,7 @@ def _update(
 def _require_channels(x_name: str, x: Tensor, channels: Channels, training: bool) -> None:
     for name, value in channels._asdict().items():
         if value is not None:
+            name = {"mean": "statistics[0]", "variance": "statistics[1]"}.get(name, name)
             require_tensor(name, value, dims=1)
             require_shape(name, value, (x.shape[1],), f"(C,) of {x_name}")
             require_device(name, value, x_name, x)

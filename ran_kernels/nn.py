@@ -17,8 +17,11 @@ from .norms import (
     add_norm_act,
     add_norm_relu,
     add_norm_relu_conv,
+    are_products,
+    measured_convs,
     norm_act,
     norm_add_relu,
+    norm_measured,
     norm_relu,
     norm_relu_conv,
 )
@@ -33,8 +36,11 @@ __all__ = [
     "add_norm_act",
     "add_norm_relu",
     "add_norm_relu_conv",
+    "are_products",
+    "measured_convs",
     "norm_act",
     "norm_add_relu",
+    "norm_measured",
     "norm_relu",
     "norm_relu_conv",
 ]

@@ -1,7 +1,8 @@
 """The batch normalisation operators with the parameters of a module: helpers of `ran_kernels.nn`.
 
 A network keeps plain `torch.nn.BatchNorm2d` layers, which tools freeze, convert and fold, and calls
-these where it would call the layer and the ReLU.
+these where it would call the layer and the ReLU. What they are given may be a `Measured`, a tensor
+whose statistics are known already.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import backends
-from .batch_norm import add_batch_norm_relu, batch_norm_add_relu, batch_norm_relu
+from .batch_norm import add_batch_norm_relu, batch_norm, batch_norm_add_relu, batch_norm_relu
 from .batch_norm_conv import Convolution, add_batch_norm_relu_conv2d, batch_norm_relu_conv2d
+from .layouts import memory_format_of
+from .norm_relu_conv import Measured, conv_statistics
+from .norm_relu_conv import norm_relu_conv as norm_relu_product
 from .parts import are_called_plainly, are_plain, is_called_plainly
 
 
-def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
+def norm_relu(norm: nn.Module, x: Tensor | Measured) -> Tensor:
     """``relu(norm(x))`` with `ran_kernels.batch_norm_relu`.
 
     `norm` itself is called, and PyTorch's ReLU, on the reference backend, in torch.export and
@@ -27,15 +31,34 @@ def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
     `torch.nn.BatchNorm2d` or `torch.nn.SyncBatchNorm`, or has hooks of any kind, or a momentum of
     None, or holds tensors that are no plain ones. A SyncBatchNorm works on every device here.
     """
+    x, known = _parted(x)
     options = _options(norm, x)
-    return _plain(norm, x) if options is None else batch_norm_relu(x, **options)
+    return _plain(norm, x) if options is None else batch_norm_relu(x, **options, **known)
 
 
-def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+def norm_measured(norm: nn.Module, x: Tensor | Measured) -> Tensor:
+    """``norm(x)``, with `ran_kernels.batch_norm` where x is measured; as `norm_relu` otherwise."""
+    x, known = _parted(x)
+    options = _options(norm, x) if known else None
+    if options is None:
+        out: Tensor = norm(x)
+        return out
+    return batch_norm(x, **options, **known)
+
+
+def _parted(x: Tensor | Measured) -> tuple[Tensor, dict[str, Any]]:
+    """The tensor, and what an operator is told of it."""
+    if not isinstance(x, Measured):
+        return x, {}
+    return x.value, {} if x.statistics is None else {"statistics": x.statistics}
+
+
+def norm_act(norm: nn.Module, act: nn.Module, x: Tensor | Measured) -> Tensor:
     """``act(norm(x))``, as `norm_relu` where `act` is a plain `torch.nn.ReLU` without hooks."""
-    if _is_relu(act, x):
+    value, _ = _parted(x)
+    if _is_relu(act, value):
         return norm_relu(norm, x)
-    out: Tensor = act(norm(x))
+    out: Tensor = act(norm(value))
     return out
 
 
@@ -64,19 +87,20 @@ def add_norm_relu(norm: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
     return add_batch_norm_relu(a, b, **options)
 
 
-def norm_add_relu(norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
+def norm_add_relu(norm: nn.Module, x: Tensor | Measured, shortcut: Tensor) -> Tensor:
     """``relu(norm(x) + shortcut)`` with `ran_kernels.batch_norm_add_relu`.
 
     Like `norm_relu` through the module where that is needed.
     """
+    x, known = _parted(x)
     options = _options(norm, x, shortcut)
     if options is None:
         return F.relu(norm(x) + shortcut)
-    return batch_norm_add_relu(x, shortcut, **options)
+    return batch_norm_add_relu(x, shortcut, **options, **known)
 
 
 def norm_relu_conv(
-    norm: nn.Module, x: Tensor, *convs: nn.Module, recompute: bool
+    norm: nn.Module, x: Tensor | Measured, *convs: nn.Module, recompute: bool
 ) -> tuple[Tensor, ...]:
     """``conv(relu(norm(x)))`` for each of `convs`.
 
@@ -86,12 +110,64 @@ def norm_relu_conv(
             convolution is a plain `torch.nn.Conv2d` with zeros around, without hooks of any kind.
             Otherwise, and elsewhere, `norm_relu` and the convolutions themselves.
     """
-    taken = _convolutions(convs, x) if recompute else None
-    options = _options(norm, x) if taken else None
+    value, known = _parted(x)
+    taken = _convolutions(convs, value) if recompute else None
+    options = _options(norm, value) if taken else None
     if taken and options:
-        return batch_norm_relu_conv2d(x, **options, convs=taken)
+        return batch_norm_relu_conv2d(value, **options, **known, convs=taken)
     activation = norm_relu(norm, x)
     return tuple(conv(activation) for conv in convs)
+
+
+def are_products(x: Tensor) -> bool:
+    """Whether 1×1 convolutions of x may be made by `measured_convs`' kernels."""
+    if isinstance(x, torch.fx.Proxy) or x.dim() != 4 or backends.exporting():
+        return False
+    # Asked for the native backend, networks have it where it is.
+    if backends.current() == "native" or memory_format_of(x) != torch.channels_last:
+        return False
+    return backends.choose("norm_relu_conv", x) == "triton"
+
+
+def measured_convs(
+    norm: nn.Module | None,
+    x: Tensor | Measured,
+    *convs: nn.Module,
+    addend: Tensor | None = None,
+    recompute: bool,
+    measure: bool = True,
+) -> tuple[Tensor, list[Measured]]:
+    """x itself, and ``conv(relu(norm(x))) + addend`` of each of `convs`; without `norm` of x.
+
+    With `ran_kernels.norm_relu_conv` or `conv_statistics` where `norm_relu_conv` would take its
+    operator and each of `convs` is a plain 1×1 convolution without a bias. Elsewhere as that does,
+    and what it gives is not measured.
+
+    Args:
+        recompute: as `norm_relu_conv`, elsewhere.
+        measure: whether a normalisation follows, which asks for statistics in training.
+    """
+    value, known = _parted(x)
+    taken = _convolutions(convs, value) if are_products(value) else None
+    if taken and all(map(_is_product, taken)) and (addend is None or are_plain(addend)):
+        if norm is None and are_plain(value):
+            measure = measure and any(conv.training for conv in convs)
+            return conv_statistics(value, convs=taken, addend=addend, measure=measure)
+        options = None if norm is None else _options(norm, value)
+        if options is not None:
+            options |= {**known, "convs": taken, "addend": addend, "measure": measure}
+            return norm_relu_product(value, **options)
+    if norm is None:
+        outs = tuple(conv(value) for conv in convs)
+    else:
+        outs = norm_relu_conv(norm, x, *convs, recompute=recompute)
+    return value, [Measured(y if addend is None else y + addend, None) for y in outs]
+
+
+def _is_product(conv: Convolution) -> bool:
+    plain = conv.bias is None and conv.groups == 1 and conv.padding == (0, 0)
+    stride = conv.stride
+    return plain and conv.weight.shape[2:] == (1, 1) and stride in ((1, 1), (2, 2))
 
 
 def add_norm_relu_conv(

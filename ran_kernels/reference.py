@@ -274,6 +274,115 @@ def batch_norm_grad(
     return _laid_out((g if addend is None else g + addend).to(x.dtype), x)
 
 
+def norm_relu_conv(
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv: Tensor,
+    addend: Tensor | None,
+    stride: int,
+    eps: float,
+    measure: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``conv2d(relu(norm(x)), conv[:, :, None, None], stride)`` plus `addend`, and its statistics.
+
+    This and the three that follow are what the operators of their names compute, which
+    ran_kernels/norm_relu_conv_parts.py describes.
+    """
+    a = _activation(x, mean, variance, weight, bias, eps).to(conv.dtype)
+    y = F.conv2d(a, conv[:, :, None, None], None, stride)
+    if addend is not None:
+        y = y + addend
+    y = y.contiguous(memory_format=torch.channels_last)
+    found = batch_norm_statistics(y, None)[1:] if measure else (_wide(y).new_empty(0),) * 2
+    return y, *found
+
+
+def norm_relu_conv_reduce(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv: Tensor,
+    stride: int,
+    eps: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``g``, ``sum(g)`` and ``sum(g * xhat)``, of the gradient that the ReLU lets through."""
+    g = _conv_grad(grad, conv, x.shape[2:], stride).to(x.dtype)
+    channels = (mean, variance, weight, bias)
+    _, sum_grad, sum_grad_xhat = batch_norm_reduce(g, x, None, *channels, eps, True)
+    if not keep:
+        return x.new_empty(0), sum_grad, sum_grad_xhat
+    g = torch.where(_activation(x, *channels, eps) <= 0, 0, g)
+    return g.contiguous(memory_format=torch.channels_last), sum_grad, sum_grad_xhat
+
+
+def norm_relu_conv_grad(
+    grad: Tensor,
+    x: Tensor | None,
+    addend: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sum_grad: Tensor | None,
+    sum_grad_xhat: Tensor | None,
+    count: int,
+    conv: Tensor,
+    size: Sequence[int],
+    stride: int,
+    eps: float,
+) -> Tensor:
+    """The gradient of x, plus `addend`."""
+    out = _conv_grad(grad, conv, size, stride)
+    if x is not None and mean is not None and variance is not None:
+        norm = (mean, variance, weight, bias, sum_grad, sum_grad_xhat)
+        out = batch_norm_grad(out.to(x.dtype), x, addend, *norm, count, eps, True)
+    elif addend is not None:
+        out = out + addend
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def norm_relu_conv_weight(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stride: int,
+    eps: float,
+) -> Tensor:
+    """The gradient of the convolution's weight, (O, K)."""
+    a = _activation(x, mean, variance, weight, bias, eps).to(grad.dtype)
+    return torch.einsum("nohw,nkhw->ok", grad, a[:, :, ::stride, ::stride])
+
+
+def _activation(
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    if mean is None or variance is None:
+        return x
+    return batch_norm_apply(x, None, mean, variance, weight, bias, eps, True)
+
+
+def _conv_grad(grad: Tensor, conv: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """convᵀ grad."""
+    out = grad.new_zeros((grad.shape[0], conv.shape[1], *size))
+    out[:, :, ::stride, ::stride] = torch.einsum("nohw,ok->nkhw", grad, conv)
+    return out
+
+
 def _map(channels: Tensor) -> Tensor:
     """(C,) as it multiplies (N, C, H, W)."""
     return channels[:, None, None]

@@ -3,7 +3,8 @@
 #
 # Usage: tools/gpu.sh                      prints the calls of the first hour
 #        tools/gpu.sh call N               runs the Nth of them
-#        tools/gpu.sh STEP...              build, test, ceilings, kernels, networks, train, deploy, sanitize
+#        tools/gpu.sh STEP...              build, test, ceilings, kernels, networks, norm_conv,
+#                                          train, deploy, sanitize, tune
 #
 # Every step ends in its time and all together in LIMIT seconds (570); each writes what it has as it
 # goes: gpu.log, JSON and pictures in $OUT or bench/results, so few files that a machine which gives
@@ -23,6 +24,8 @@ calls() {
 4  DATA=... tools/gpu.sh build train            CIFAR-10 with cifar-fast: accuracy, seconds
 5  tools/gpu.sh build ceilings deploy           deployed networks
 6  tools/gpu.sh build sanitize                  memcheck and racecheck of the CUDA kernels
+7  tools/gpu.sh build norm_conv                 training with norms inside 1×1 convolutions
+8  tools/gpu.sh build tune                      tiles of their products, which 1 and 7 then take; again goes on
 CALLS
 }
 
@@ -34,17 +37,19 @@ if [ "${1:-}" = call ]; then
     4) set -- build train ;;
     5) set -- build ceilings deploy ;;
     6) set -- build sanitize ;;
-    *) echo "gpu.sh: expected call 1 to 6, got '${2:-}'" >&2 && calls >&2 && exit 2 ;;
+    7) set -- build norm_conv ;;
+    8) set -- build tune ;;
+    *) echo "gpu.sh: expected call 1 to 8, got '${2:-}'" >&2 && calls >&2 && exit 2 ;;
   esac
 elif [ $# = 0 ]; then
   calls && exit 0
 fi
 for name in "$@"; do
   case $name in
-    build | test | ceilings | kernels | networks | train | deploy | sanitize) ;;
+    build | test | ceilings | kernels | networks | norm_conv | train | deploy | sanitize | tune) ;;
     *)
-      echo "gpu.sh: expected build, test, ceilings, kernels, networks, train, deploy or sanitize," \
-        "got '$name'" >&2
+      echo "gpu.sh: expected build, test, ceilings, kernels, networks, norm_conv, train, deploy," \
+        "sanitize or tune, got '$name'" >&2
       exit 2
       ;;
   esac
@@ -69,6 +74,11 @@ if [ -n "$capability" ]; then
   for variant in plain ours "plain compiled" "ours compiled"; do
     networks+=(--variant "$variant")
   done
+  # Each shape's products are compiled when they are first made, which takes minutes a network.
+  norm_conv=(--device cuda --dtype bfloat16 --direction "training step" --rounds 11
+    --network cbam_resnet50 --network attention92
+    --variant plain --variant ours --variant "ours norm_conv")
+  tuned=(--network cbam_resnet50 --network attention92)
   deploy=(--device cuda --dtype bfloat16 --batch 1 --batch 32 --batch 256 --rounds 11
     --network cbam_resnet50 --network attention92)
   for variant in channels_last "our kernels" folded "fused gate" deployed compiled; do
@@ -86,6 +96,9 @@ else
     --dtype bfloat16 --layout channels_last)
   networks=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2
     --direction "training step" --variant plain --variant ours --variant "ours compiled")
+  norm_conv=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2
+    --direction "training step" --variant plain --variant ours)
+  tuned=(--network cbam_resnet18 --batch 2 --size 32)
   deploy=(--device cpu --batch 1 --size 64 --network cbam_resnet18 --rounds 2 --dtype float32
     --variant channels_last --variant deployed)
   recipe=digits
@@ -94,6 +107,8 @@ else
 fi
 mkdir -p "$out"
 : >"$out/gpu.log"
+# Tiles of products that `tune` has measured, which every step after it takes.
+export RAN_TILES=${RAN_TILES:-$(cd "$out" && pwd)/tiles/measured.json}
 
 # step NAME SECONDS COMMAND...: one that fails or runs out of time does not keep the others from
 # running. It is interrupted as by Ctrl-C, so that what it has measured is still written.
@@ -178,6 +193,13 @@ for name in "$@"; do
     deploy)
       step deploy 540 "$python" -m bench.networks.deploy "${deploy[@]}" \
         --result "$out/network-deploy-$stamp.json"
+      ;;
+    norm_conv)
+      step norm_conv 540 "$python" -m bench.networks.speed "${norm_conv[@]}" \
+        --result "$out/network-speed-norm-conv-$stamp.json"
+      ;;
+    tune)
+      step tune 540 "$python" -m bench.networks.tune "${tuned[@]}"
       ;;
     sanitize)
       for tool in memcheck racecheck; do

@@ -77,7 +77,7 @@ for part in "${parts[@]}"; do
       ;;
     steps)
       copy_tree
-      for step in test ceilings kernels networks train deploy sanitize; do
+      for step in test ceilings kernels networks norm_conv train deploy sanitize tune; do
         (cd "$tree" && OUT="$records/out-$step" PYTHON=$python JOBS=2 LIMIT=1800 \
           measure "step-$step" tools/gpu.sh "$step") || failed+=("step-$step")
         echo "files of $step: $(find "$records/out-$step" -type f | wc -l) (eight come back)"
@@ -89,7 +89,7 @@ for part in "${parts[@]}"; do
   esac
 done
 
-for step in test ceilings kernels networks train deploy sanitize; do
+for step in test ceilings kernels networks norm_conv train deploy sanitize tune; do
   [ -s "$records/step-$step.seconds" ] && echo "$step, tiny: $(cat "$records/step-$step.seconds") s of a core"
 done
 echo "== on a machine with a GPU and 16 cores"

@@ -92,6 +92,57 @@ def _norm(name: str, images: int, forward: float, backward: float) -> Case:
     )
 
 
+def _bottleneck(wide: bool) -> Case:
+    """A bottleneck's 1×1 convolution with the norm before it, in training: of C to C/4 channels, or
+    from a quarter as many to C, with the skip added; and the statistics of the norm before it."""
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, *skip: Tensor) -> Tensor:
+        convs = [ran_kernels.Convolution(matrix[:, :, None, None])]
+        _, (found,) = ran_kernels.norm_relu_conv(
+            x,
+            None,
+            None,
+            weight,
+            bias,
+            convs=convs,
+            addend=skip[0] if skip else None,
+            training=True,
+        )
+        return found.value
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, *skip: Tensor) -> Tensor:
+        x = F.relu(F.batch_norm(x, None, None, weight, bias, training=True), inplace=True)
+        out = F.conv2d(x, matrix[:, :, None, None])
+        return out + skip[0] if skip else out
+
+    def inputs(big: Tensor) -> list[Any]:
+        channels = big.shape[1]
+        x = _quarter(big) if wide else big
+        matrix = _small(big, *((channels, channels // 4) if wide else (channels // 4, channels)))
+        return [x, *_affine(x), matrix / x.shape[1] ** 0.5, *([big] if wide else [])]
+
+    # Statistics and the product read x, the product writes y and reads the skip. Backward, `reduce`
+    # and the weight's gradient read both; then the wide one writes and reads what the ReLU lets
+    # through, and the narrow one multiplies again.
+    return Case(
+        ours,
+        plain,
+        inputs,
+        CBAM_STAGES,
+        forward=2 / 4 + 2 if wide else 2 + 1 / 4,
+        backward=2 * (1 + 1 / 4) + 4 / 4 if wide else 3 * (1 + 1 / 4) + 1,
+        weights=lambda channels: channels**2 // 4,
+    )
+
+
+def _quarter(big: Tensor) -> Tensor:
+    """An image of a quarter of big's channels."""
+    n, c, h, w = big.shape
+    last = big.is_contiguous(memory_format=torch.channels_last)
+    made = _small(big, n, c // 4, h, w)
+    return made.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def _matrix(big: Tensor) -> Tensor:
     """A 1×1 convolution's weights, C to C channels, whose outputs are of the size of its inputs."""
     channels = big.shape[1]
@@ -162,6 +213,8 @@ CASES: dict[str, Case] = {
     "batch_norm_relu": _norm("batch_norm_relu", 1, forward=3, backward=5),
     "add_batch_norm_relu": _norm("add_batch_norm_relu", 2, forward=5, backward=6),
     "batch_norm_add_relu": _norm("batch_norm_add_relu", 2, forward=4, backward=7),
+    "norm_relu_conv[narrow]": _bottleneck(wide=False),
+    "norm_relu_conv[wide]": _bottleneck(wide=True),
     "batch_norm": _norm("batch_norm", 1, forward=3, backward=5),
     "attention_gate[channel]": Case(
         lambda a, b: ran_kernels.attention_gate(a, b, activation="channel"),

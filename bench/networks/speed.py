@@ -46,10 +46,12 @@ VARIANTS = {
     # Without the CUDA graphs that Inductor would add, whose pool no peak of memory would show.
     "plain max-autotune": Variant("reference", mode="max-autotune-no-cudagraphs"),
     "ours": Variant("auto"),
+    "ours norm_conv": Variant("auto", norm_conv=True),
     "ours compiled": Variant("auto", mode="default"),
 }
-#: Tuning takes minutes a network, and on a CPU it times only what oneDNN does already.
-ONLY_ON_A_GPU = ("plain max-autotune",)
+#: Tuning takes minutes a network, and on a CPU it times only what oneDNN does already; without
+#: Triton, norms stay outside of convolutions.
+ONLY_ON_A_GPU = ("plain max-autotune", "ours norm_conv")
 NEEDED = ("plain", "ours")
 
 

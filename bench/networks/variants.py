@@ -15,6 +15,7 @@ from torch._inductor.utils import fresh_cache
 
 import ran_kernels
 from bench.compare import peak_memory, take_turns
+from ran.models.modes import set_norm_conv
 
 from .profiles import Generated, profile
 
@@ -27,16 +28,19 @@ class Variant:
         backend: of ``ran_kernels.backend``.
         channels_last: the layout of weights and images.
         mode: of ``torch.compile``, or None to run eagerly.
+        norm_conv: whether 1×1 convolutions take the norms before them in.
     """
 
     backend: str
     channels_last: bool = True
     mode: str | None = None
+    norm_conv: bool = False
 
     def of(self, model: nn.Module, x: Tensor) -> tuple[Any, Tensor]:
         """A copy of the model, to be compiled by its first call if asked for, and images for it."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model = copy.deepcopy(model).to(memory_format=layout)
+        set_norm_conv(model, self.norm_conv or None)
         run = torch.compile(model, mode=self.mode) if self.mode else model
         return run, x.contiguous(memory_format=layout)
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 import ran_kernels
-from ran_kernels.nn import norm_relu_conv
+from ran_kernels.nn import measured_convs, norm_relu_conv
 
 from ..checks import require_choice, require_count
-from .modes import checkpointed
-from .sums import Features, chained, opened, value_of
+from .modes import NORM_CONV, checkpointed
+from .sums import Features, can_be_products, chained, opened, opened_products, value_of
 from .units import max_pool, unit_sequence
 
 #: What the soft mask branch adds to an interpolation: see :class:`SoftMaskBranch`.
@@ -38,6 +38,7 @@ class MaskHead(nn.Module):
 
     #: As in `units.PreActUnit`.
     recompute_norms = False
+    norm_conv = NORM_CONV
 
     def __init__(self, channels: int, *, norm_first: bool) -> None:
         super().__init__()
@@ -52,6 +53,12 @@ class MaskHead(nn.Module):
     def chain(self, x: Features) -> Features:
         """``forward``, of a sum that may be open."""
         recompute = self.recompute_norms
+        if self.norm_conv and can_be_products(x):
+            _, (first,) = opened_products(self.bn1, x, self.conv1, recompute=recompute)
+            _, (logits,) = measured_convs(
+                self.bn2, first, self.conv2, recompute=recompute, measure=False
+            )
+            return logits.value
         if self.bn1 is None:
             y = self.conv1(value_of(x))
         else:

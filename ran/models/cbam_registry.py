@@ -7,6 +7,7 @@ from timm.models import build_model_with_cfg, register_model
 
 from ..checks import require
 from .cbam_resnet import CbamResNet
+from .modes import set_norm_conv
 from .options import require_options
 from .origin import record_origin
 
@@ -30,7 +31,7 @@ CBAM_PLANS: dict[str, dict[str, Any]] = {
     "cbam_resnext101_32x4d": {"layers": (3, 4, 23, 3), "cardinality": 32, "base_width": 4},
 }
 
-_OPTIONS = signature(CbamResNet).parameters.keys()
+_OPTIONS = signature(CbamResNet).parameters.keys() | {"norm_conv"}
 
 #: What timm knows of each network, before it is registered: its input, and no weights.
 default_cfgs = {
@@ -48,6 +49,7 @@ default_cfgs = {
 def _build(name: str, pretrained: bool, **options: Any) -> CbamResNet:
     require(not pretrained, "pretrained", f"False, as {name} has no weights here", pretrained)
     require_options(options, _OPTIONS, features=5)
+    norm_conv = options.pop("norm_conv", None)
     model = build_model_with_cfg(
         CbamResNet,
         name,
@@ -55,6 +57,7 @@ def _build(name: str, pretrained: bool, **options: Any) -> CbamResNet:
         feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)},
         **{**CBAM_PLANS[name], **options},
     )
+    set_norm_conv(model, norm_conv)
     record_origin(model, name, options)
     return model
 

@@ -8,7 +8,14 @@ import torch.fx
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from ran_kernels.nn import CBAM, norm_act, norm_relu_conv
+from ran_kernels.nn import (
+    CBAM,
+    are_products,
+    measured_convs,
+    norm_act,
+    norm_measured,
+    norm_relu_conv,
+)
 
 from ..checks import (
     is_count,
@@ -19,8 +26,9 @@ from ..checks import (
     require_images,
     require_probability,
 )
-from .modes import checkpointed, evaluating, set_recomputing, stored
+from .modes import NORM_CONV, checkpointed, evaluating, set_recomputing, stored
 from .size import cbam_parameters, require_parameters
+from .units import opened_branches
 
 # As in residual_attention.py.
 torch.fx.wrap("require_images")
@@ -43,6 +51,7 @@ class _CbamBlock(nn.Module):
     grad_checkpointing = False
     #: As in `units.PreActUnit`.
     recompute_norms = False
+    norm_conv = NORM_CONV
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual branch up to its last normalisation, (N, out, h, w)."""
@@ -101,6 +110,15 @@ class CbamBottleneck(_CbamBlock, Bottleneck):
         if stride_in_1x1:
             self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
         self.cbam = CBAM(self.conv3.out_channels, reduction)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if not self.norm_conv or not are_products(x):
+            return super()._forward(x)
+        recompute = self.recompute_norms
+        first, shortcut = opened_branches(x, self.conv1, self.downsample)
+        (y,) = norm_relu_conv(self.bn1, first, self.conv2, recompute=recompute)
+        _, (last,) = measured_convs(self.bn2, y, self.conv3, recompute=recompute)
+        return self.cbam(norm_measured(self.bn3, last), shortcut, relu=True)
 
     def branch(self, x: Tensor) -> Tensor:
         recompute = self.recompute_norms

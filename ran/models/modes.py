@@ -1,5 +1,6 @@
 """Temporary modes of a network, undone on the way out."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -11,6 +12,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import require_choice
+
+
+def norm_conv_wanted() -> bool:
+    """What RAN_NORM_CONV asks for, "1" or "0"."""
+    wanted = os.environ.get("RAN_NORM_CONV", "0")
+    require_choice("RAN_NORM_CONV", ("0", "1"), wanted)
+    return wanted == "1"
+
+
+#: Whether networks' 1×1 convolutions take the norms before them in, unless `create_model` is told.
+NORM_CONV = norm_conv_wanted()
+
+
+def set_norm_conv(model: nn.Module, enable: bool | None) -> None:
+    """Let the units of `model` take norms into 1×1 convolutions; None: as they are.
+
+    Raises ValueError where it is none of these.
+    """
+    require_choice("norm_conv", (None, False, True), enable)
+    for module in model.modules():
+        if enable is not None and hasattr(type(module), "norm_conv"):
+            module.norm_conv = enable  # type: ignore[assignment]
 
 
 @contextmanager

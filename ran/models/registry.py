@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checks import require, require_known
 from .cbam_registry import CBAM_PLANS
+from .modes import set_norm_conv
 from .options import require_options
 from .origin import record_origin
 from .residual_attention import ResidualAttentionNetwork
@@ -90,11 +91,12 @@ default_cfgs = {
 }
 
 
-_OPTIONS = SPEC_FIELDS | {"width_multiplier"}
+_OPTIONS = SPEC_FIELDS | {"width_multiplier", "norm_conv"}
 
 
 def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetwork:
     require(not pretrained, "pretrained", f"False, as {name} has no published weights", pretrained)
+    norm_conv = options.pop("norm_conv", None)
     given = dict(options)
     spec = SPECS[name].scaled(options.pop("width_multiplier", 1.0))
     spec = replace(spec, **{key: options.pop(key) for key in SPEC_FIELDS & options.keys()})
@@ -108,6 +110,7 @@ def _build(name: str, pretrained: bool, **options: Any) -> ResidualAttentionNetw
         feature_cfg={"feature_cls": "getter", "out_indices": tuple(range(features))},
         **options,
     )
+    set_norm_conv(model, norm_conv)
     record_origin(model, name, given)
     return model
 
@@ -245,9 +248,12 @@ def create_model(name: str, **options: Any) -> nn.Module:
     """A network by its name.
 
     Options of all: ``num_classes``, ``in_chans``, ``global_pool`` and ``drop_rate``;
-    ``features_only`` with ``out_indices`` for timm's feature extractor. Of residual attention
-    networks: any field of :class:`NetworkSpec`, in place of the plan's, and ``width_multiplier``,
-    which scales every width of it. Of CBAM networks: the arguments of :class:`ran.CbamResNet`.
+    ``features_only`` with ``out_indices`` for timm's feature extractor; ``norm_conv``, whether 1×1
+    convolutions take the norms before them in where Triton can run them
+    (:func:`ran_kernels.norm_relu_conv`), by default as RAN_NORM_CONV says, 0 or 1. Of residual
+    attention networks: any field of :class:`NetworkSpec`, in place of the plan's, and
+    ``width_multiplier``, which scales every width of it. Of CBAM networks: the arguments of
+    :class:`ran.CbamResNet`.
 
     Raises ValueError for an unknown name or option, with near ones, and for a value that cannot
     be built.

@@ -10,7 +10,15 @@ from typing import Protocol
 import torch.fx
 from torch import Tensor, nn
 
-from ran_kernels.nn import add_norm_act, add_norm_relu_conv, norm_act, norm_relu_conv
+from ran_kernels import Measured
+from ran_kernels.nn import (
+    add_norm_act,
+    add_norm_relu_conv,
+    are_products,
+    measured_convs,
+    norm_act,
+    norm_relu_conv,
+)
 from ran_kernels.parts import is_called_plainly
 
 
@@ -20,6 +28,15 @@ class Sum:
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self._terms: tuple[Tensor, Tensor] | None = (a, b)
         self._value: Tensor | None = None
+        self._measured: Measured | None = None
+
+    @classmethod
+    def made(cls, measured: Measured) -> "Sum":
+        """One that is made already, and measured where the next normalisation can use that."""
+        made = cls.__new__(cls)
+        made._measured = measured
+        made._keep(measured.value)
+        return made
 
     @property
     def value(self) -> Tensor:
@@ -31,12 +48,22 @@ class Sum:
         assert self._value is not None
         return self._value
 
+    @property
+    def first(self) -> Tensor:
+        """A tensor that is laid out as the sum."""
+        return self.value if self._terms is None else self._terms[0]
+
+    @property
+    def measured(self) -> Tensor | Measured:
+        """The sum itself, with its statistics where they are known."""
+        return self.value if self._measured is None else self._measured
+
     def norm_relu_conv(
         self, norm: nn.Module, *convs: nn.Conv2d, recompute: bool
     ) -> tuple[Tensor, ...]:
         """As `ran_kernels.nn.norm_relu_conv`, the sum made in the same pass if it is not yet."""
         if self._terms is None:
-            return norm_relu_conv(norm, self.value, *convs, recompute=recompute)
+            return norm_relu_conv(norm, self.measured, *convs, recompute=recompute)
         total, *results = add_norm_relu_conv(norm, *self._terms, *convs, recompute=recompute)
         self._keep(total)
         return tuple(results)
@@ -44,7 +71,7 @@ class Sum:
     def norm_act(self, norm: nn.Module, act: nn.Module) -> Tensor:
         """``act(norm(sum))``, the sum made in the same pass if it is not yet."""
         if self._terms is None:
-            return norm_act(norm, act, self.value)
+            return norm_act(norm, act, self.measured)
         total, out = add_norm_act(norm, act, *self._terms)
         self._keep(total)
         return out
@@ -71,6 +98,19 @@ def opened(norm: nn.Module, x: Features, *convs: nn.Conv2d, recompute: bool) -> 
     if isinstance(x, Sum):
         return x.norm_relu_conv(norm, *convs, recompute=recompute)
     return norm_relu_conv(norm, x, *convs, recompute=recompute)
+
+
+def opened_products(
+    norm: nn.Module | None, x: Features, *convs: nn.Conv2d, recompute: bool
+) -> tuple[Tensor, list[Measured]]:
+    """The value of x, and what `ran_kernels.nn.measured_convs` makes of it."""
+    value = x.measured if isinstance(x, Sum) else x
+    return measured_convs(norm, value, *convs, recompute=recompute)
+
+
+def can_be_products(x: Features) -> bool:
+    """Whether 1×1 convolutions of x may be made by `ran_kernels.norm_relu_conv`'s kernels."""
+    return are_products(x.first if isinstance(x, Sum) else x)
 
 
 def chained(block: nn.Module, x: Features) -> Features:

@@ -2,10 +2,13 @@
 
 from torch import Tensor, nn
 
-from ran_kernels.nn import norm_add_relu, norm_relu_conv
+from ran_kernels import Measured
+from ran_kernels.nn import measured_convs, norm_add_relu, norm_measured, norm_relu_conv
+from ran_kernels.parts import is_called_plainly
 
 from ..checks import require_choice
-from .sums import Features, Sum, opened, value_of
+from .modes import NORM_CONV
+from .sums import Features, Sum, can_be_products, opened, opened_products, value_of
 
 #: Groups of the 3×3 convolution in a ResNeXt unit: AttentionNeXt is built on ResNeXt 32×4d.
 CARDINALITY = 32
@@ -21,6 +24,8 @@ class PreActUnit(nn.Module):
 
     #: Whether normalised activations are computed again in the backward instead of stored.
     recompute_norms = False
+    #: Whether 1×1 convolutions take the norm before them in, with `ran_kernels.norm_relu_conv`.
+    norm_conv = NORM_CONV
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -44,6 +49,14 @@ class PreActUnit(nn.Module):
         """``forward``, with sums left open at both ends."""
         recompute = self.recompute_norms
         convs = (self.conv1,) if self.shortcut is None else (self.conv1, self.shortcut)
+        if self.norm_conv and can_be_products(x):
+            x, (first, *others) = opened_products(self.bn1, x, *convs, recompute=recompute)
+            (y,) = norm_relu_conv(self.bn2, first, self.conv2, recompute=recompute)
+            addend = others[0].value if others else x
+            _, (total,) = measured_convs(
+                self.bn3, y, self.conv3, addend=addend, recompute=recompute
+            )
+            return Sum.made(total)
         y, *shortcut = opened(self.bn1, x, *convs, recompute=recompute)
         (y,) = norm_relu_conv(self.bn2, y, self.conv2, recompute=recompute)
         (y,) = norm_relu_conv(self.bn3, y, self.conv3, recompute=recompute)
@@ -60,6 +73,7 @@ class ResNeXtUnit(nn.Module):
 
     #: As in `PreActUnit`.
     recompute_norms = False
+    norm_conv = NORM_CONV
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -81,9 +95,27 @@ class ResNeXtUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         recompute = self.recompute_norms
+        if self.norm_conv and can_be_products(x):
+            first, shortcut = opened_branches(x, self.conv1, self.shortcut)
+            (y,) = norm_relu_conv(self.bn1, first, self.conv2, recompute=recompute)
+            _, (last,) = measured_convs(self.bn2, y, self.conv3, recompute=recompute)
+            return norm_add_relu(self.bn3, last, shortcut)
         (y,) = norm_relu_conv(self.bn1, self.conv1(x), self.conv2, recompute=recompute)
         (y,) = norm_relu_conv(self.bn2, y, self.conv3, recompute=recompute)
         return norm_add_relu(self.bn3, y, x if self.shortcut is None else self.shortcut(x))
+
+
+def opened_branches(
+    x: Tensor, conv: nn.Module, shortcut: nn.Module | None
+) -> tuple[Measured, Tensor]:
+    """Both branches of a post-activation block of x: its first convolution's result, measured, and
+    its shortcut, a convolution and its norm, or none.
+    """
+    if type(shortcut) is nn.Sequential and len(shortcut) == 2 and is_called_plainly(shortcut):
+        _, (first, other) = measured_convs(None, x, conv, shortcut[0], recompute=False)
+        return first, norm_measured(shortcut[1], other)
+    x, (first,) = measured_convs(None, x, conv, recompute=False)
+    return first, x if shortcut is None else shortcut(x)
 
 
 UNITS: dict[str, type[PreActUnit] | type[ResNeXtUnit]] = {

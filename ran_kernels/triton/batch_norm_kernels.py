@@ -14,8 +14,8 @@ def inverse_deviation(variance, channel, channels, EPS: tl.constexpr):
 
 
 @triton.jit
-def factors(mean, variance, weight, bias, channel, channels, EPS: tl.constexpr):
-    """Mean, inverse deviation, and with the weight that times it, and bias, each (rows, 1)."""
+def channel_factors(mean, variance, weight, bias, channel, channels, EPS: tl.constexpr):
+    """Mean, inverse deviation, and with the weight that times it, and bias, of each channel."""
     there = channel < channels
     invstd = inverse_deviation(variance, channel, channels, EPS)
     scale = invstd
@@ -25,6 +25,15 @@ def factors(mean, variance, weight, bias, channel, channels, EPS: tl.constexpr):
     offset = tl.zeros_like(invstd)
     if bias is not None:
         offset = tl.load(bias + channel, mask=there, other=0.0)
+    return center, invstd, scale, offset
+
+
+@triton.jit
+def factors(mean, variance, weight, bias, channel, channels, EPS: tl.constexpr):
+    """`channel_factors`, each (rows, 1)."""
+    center, invstd, scale, offset = channel_factors(
+        mean, variance, weight, bias, channel, channels, EPS
+    )
     return center[:, None], invstd[:, None], scale[:, None], offset[:, None]
 
 

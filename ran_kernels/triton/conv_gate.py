@@ -1,11 +1,8 @@
 """Triton kernel of `ran_kernels.conv_gate`: a matrix product with the gate in its epilogue.
 
-Both layouts are one product, out = left @ right, whose rows lie apart in memory and whose columns
-are neighbours. channels_last: positions × channels = x @ weightᵀ, the batch being more positions.
-contiguous: channels × positions = weight @ x, for each sample.
+channels_last it is a case of `norm_relu_conv`'s product, positions × channels = x @ weightᵀ, the
+batch being more positions. contiguous: channels × positions = weight @ x, for each sample.
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -13,7 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import dense_layout, memory_format_of
-from .common import device_of, sigmoid, unit_of, widen
+from .common import contiguous, device_of, sigmoid, unit_of, widen
+from .norm_relu_conv import gated_conv
+from .products import Tile, precision_of
 
 # Rows of tiles that are gone through before the next column of tiles: they share their columns'
 # operand in the L2 cache, and all of them together fit beside it.
@@ -21,17 +20,6 @@ GROUP = tl.constexpr(8)
 # Tiles that keep a GPU of about 140 multiprocessors busy. As in tiling.py no property of the GPU at
 # hand, so that the sums are the same on all.
 ENOUGH_TILES = 256
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What one program computes, and with what."""
-
-    rows: int
-    columns: int
-    inner: int  # channels of x at a time
-    warps: int
-    stages: int  # such steps in flight
 
 
 # From large to small, by bytes of an element. A large tile reads the operands less often, small
@@ -45,9 +33,8 @@ TILES = {
 
 @triton.jit
 def conv_gate_kernel(
-    left, right, bias, trunk, out,
-    rows, columns, right_sample, right_step, row_tiles, column_tiles,
-    INNER: tl.constexpr, UNIT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    weight, x, bias, trunk, out, rows, columns, row_tiles, column_tiles,
+    INNER: tl.constexpr, UNIT: tl.constexpr,
     RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INNER: tl.constexpr,
     STAGES: tl.constexpr,
@@ -64,13 +51,10 @@ def conv_gate_kernel(
     column = (program // height) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     k = tl.arange(0, BLOCK_INNER)
     columns = columns // UNIT * UNIT  # the compiler learns how many it may read at once
-    left += row[:, None] * INNER + k[None, :]
-    right += sample * right_sample
-    if CHANNELS_LAST:
-        right += column[None, :] * INNER + k[:, None]
-    else:
-        right += k.to(tl.int64)[:, None] * columns + column[None, :]
-    WIDE: tl.constexpr = tl.float64 if left.dtype.element_ty == tl.float64 else tl.float32
+    left = weight + row[:, None] * INNER + k[None, :]
+    right = x + (sample * INNER + k[:, None]) * columns + column[None, :]
+    step = tl.full((), BLOCK_INNER, tl.int64) * columns
+    WIDE: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), WIDE)
     # The bounds are constants: the loop is pipelined, and every interpreter takes it.
     for start in tl.range(0, INNER, BLOCK_INNER, num_stages=STAGES):
@@ -81,27 +65,15 @@ def conv_gate_kernel(
             a, b = widen(a), widen(b)
         total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=WIDE)
         left += BLOCK_INNER
-        right += right_step
+        right += step
     if bias is not None:
-        if CHANNELS_LAST:
-            total += widen(tl.load(bias + column, mask=column < columns, other=0.0))[None, :]
-        else:
-            total += widen(tl.load(bias + row, mask=row < rows, other=0.0))[:, None]
+        total += widen(tl.load(bias + row, mask=row < rows, other=0.0))[:, None]
     at = sample * rows * columns + row[:, None] * columns + column[None, :]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     t = widen(tl.load(trunk + at, mask=inside, other=0.0))
     mask = sigmoid(total)
     result = (1.0 + mask) * t if RESIDUAL else mask * t
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
-
-
-def precision_of(x: Tensor) -> str:
-    """How products of float32 are made, "tf32" or "ieee": as PyTorch's matrix products are.
-
-    The other dtypes have one way only.
-    """
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"
 
 
 def choose_tile(samples: int, rows: int, columns: int, element_size: int) -> Tile:
@@ -116,25 +88,17 @@ def choose_tile(samples: int, rows: int, columns: int, element_size: int) -> Til
 
 def plan(x: Tensor, out: Tensor) -> tuple[tuple[int], dict[str, int | bool]]:
     """The grid, and the arguments that follow from shapes and layout alone."""
-    channels_last = memory_format_of(out) == torch.channels_last
-    n, out_channels, height, width = out.shape
-    positions, inner = height * width, x.shape[1]
-    if channels_last:
-        samples, rows, columns = 1, n * positions, out_channels
-    else:
-        samples, rows, columns = n, out_channels, positions
+    samples, rows, height, width = out.shape
+    columns = height * width
     tile = choose_tile(samples, rows, columns, x.element_size())
     row_tiles, column_tiles = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
     return (samples * row_tiles * column_tiles,), {
         "rows": rows,
         "columns": columns,
-        "right_sample": 0 if channels_last else inner * positions,
-        "right_step": tile.inner if channels_last else tile.inner * positions,
         "row_tiles": row_tiles,
         "column_tiles": column_tiles,
-        "INNER": inner,
+        "INNER": x.shape[1],
         "UNIT": unit_of(columns),
-        "CHANNELS_LAST": channels_last,
         "BLOCK_ROWS": tile.rows,
         "BLOCK_COLUMNS": tile.columns,
         "BLOCK_INNER": tile.inner,
@@ -151,13 +115,12 @@ def conv_gate(
     out = torch.empty_like(trunk)
     if out.numel():
         x = x.contiguous(memory_format=memory_format_of(trunk))
-        weight = weight.contiguous()
+        if memory_format_of(trunk) == torch.channels_last:
+            return gated_conv(x, weight, bias, trunk, residual)
         grid, arguments = plan(x, out)
-        operands = (x, weight) if arguments["CHANNELS_LAST"] else (weight, x)
         with device_of(x):
             conv_gate_kernel[grid](
-                *operands,
-                None if bias is None else bias.contiguous(),
+                *map(contiguous, (weight, x, bias)),
                 trunk,
                 out,
                 RESIDUAL=residual,

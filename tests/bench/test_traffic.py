@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ran_kernels
 from bench.networks import tables, traffic
 from bench.networks.inductor_traffic import counted_by_inductor
+from ran.models import sums, units
+from ran.models.modes import set_norm_conv
 
 BYTES = 4 * 2 * 3 * 8 * 8  # of the tensor that the operators below are called with
 
@@ -58,6 +60,28 @@ def test_a_fused_network_moves_less() -> None:
             model(torch.empty(128, 3, 224, 224)).sum().backward()
         moved.append(found.bytes.total())
     assert 0.7 * moved[0] < moved[1] < 0.8 * moved[0]
+
+
+@pytest.mark.parametrize(
+    ("norm_conv", "forward", "backward"), [(True, 4.75, 11.25), (False, 9.5, 13.0)]
+)
+def test_a_unit_moves_what_is_said(norm_conv: bool, forward: float, backward: float) -> None:
+    """The figures of ran_kernels/norm_relu_conv.py: what one unit more among others moves."""
+    moved = []
+    for count in (2, 3):
+        chain = units.unit_sequence("preact", 64, count).bfloat16()
+        set_norm_conv(chain, norm_conv)
+        with FakeTensorMode(allow_non_fake_inputs=True), traffic.of_gpu():
+            x = torch.empty(64, 64, 56, 56, dtype=torch.bfloat16, requires_grad=True)
+            x = x.contiguous(memory_format=torch.channels_last)
+            with traffic.Traffic() as first:
+                out = sums.value_of(sums.chained(chain, x))
+            with traffic.Traffic() as second:
+                out.backward(torch.empty_like(out))
+        moved.append((first.bytes.total(), second.bytes.total()))
+    size = 2 * x.numel()
+    found = [(more - less) / size for more, less in zip(moved[1], moved[0], strict=True)]
+    assert found == pytest.approx([forward, backward], rel=2e-3)
 
 
 def test_kinds_take_every_operator_once() -> None:

@@ -60,27 +60,22 @@ def upsample_launches() -> dict[str, list[dict[str, Any]]]:
 
 
 def conv_gate_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
-    """Of a large tile in both layouts, and of a small one in the dtype's other kind of product."""
+    """Of a large tile, and of a small one in the dtype's other kind of product."""
     from ran_kernels.triton import conv_gate
 
-    def launch(shape: tuple[int, ...], layout: torch.memory_format, **given: Any) -> dict[str, Any]:
-        x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
-        operands = dict.fromkeys(("left", "right", "bias", "trunk", "out"), DATA)
+    def launch(shape: tuple[int, ...], **given: Any) -> dict[str, Any]:
+        x = torch.empty(shape, dtype=dtype, device="meta")
+        operands = dict.fromkeys(("weight", "x", "bias", "trunk", "out"), DATA)
         _, planned = conv_gate.plan(x, x)
         return operands | planned | {"RESIDUAL": True, "WIDEN": False} | given
 
     low = dtype != torch.float32
-    first = {"PRECISION": "ieee" if low else "tf32"}
     # float16 beside bfloat16, exact float32 beside TF32. Rows of 14×14 are no multiple of 16.
-    other = dict.fromkeys(("left", "right", "trunk", "out"), "*fp16") if low else {}
+    other = dict.fromkeys(("weight", "x", "trunk", "out"), "*fp16") if low else {}
     return {
         "conv_gate.conv_gate_kernel": [
-            launch((32, 256, 56, 56), torch.channels_last, **first),
-            launch((32, 1024, 14, 14), torch.contiguous_format, **first),
-            launch((1, 512, 14, 14), torch.channels_last, **first, bias=None),
-            launch(
-                (1, 1024, 14, 14), torch.contiguous_format, PRECISION="ieee", bias=None, **other
-            ),
+            launch((32, 1024, 14, 14), PRECISION="ieee" if low else "tf32"),
+            launch((1, 1024, 14, 14), PRECISION="ieee", bias=None, **other),
         ],
     }
 
@@ -146,6 +141,80 @@ def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
+    """Of each product with all terms, and in 16 bits with as few as there can be; and of the sums
+    after it, which are of no data type."""
+    from ran_kernels.triton import norm_relu_conv
+    from ran_kernels.triton.products import Problem
+
+    size, device = dtype.itemsize, torch.device("meta")
+    numbers = {"EPS": 1e-5, "WIDEN": False, "PRECISION": "tf32" if size == 4 else "ieee"}
+    vanishes = {"VANISHES": 0.0 if size == 4 else 2.0**-134}
+
+    def data(*names: str) -> dict[str, Any]:
+        return dict.fromkeys(names, DATA)
+
+    def sums(*names: str) -> dict[str, Any]:
+        return dict.fromkeys(names, SUM)
+
+    def product(
+        kind: str, columns: int, inner: int, side: int, *, stride: int = 1, **beside: Any
+    ) -> dict[str, Any]:
+        problem = Problem(kind, 128 * side * side, columns, inner, size, **beside)
+        input_size = (side * stride, side * stride)
+        return norm_relu_conv.plan(problem, input_size, stride, device)[2] | numbers
+
+    def weight(kind: str, out: int, inner: int, side: int) -> dict[str, Any]:
+        problem = Problem(kind, out, inner, 128 * side * side, size, splits=True)
+        splits, _, planned = norm_relu_conv.plan_weight(problem, (side, side), 1, device)
+        assert splits > 1
+        return {**data("grad", "x"), "parts": SUM, **planned, **numbers}
+
+    channels = sums("mean", "variance", "weight", "bias")
+    none = dict.fromkeys(channels)
+    parts = {"means": "*fp64", "squares": SUM}
+    results = sums("sum_grad", "sum_grad_xhat")
+    finish = {"columns": 256, "BLOCK": norm_relu_conv.FINISH_COLUMNS}
+    forward = data("x", "conv", "y") | {"conv_bias": None, "trunk": None, "RESIDUAL": False}
+    back = data("grad", "x", "conv") | sums("parts") | channels | vanishes
+    found = {
+        "norm_relu_conv_kernels.norm_relu_conv_kernel": [
+            {**forward, **channels, "addend": DATA, **parts, "MEASURE": True}
+            | product("norm_relu_conv", 1024, 256, 14, images=2),
+            {**forward, **none, "addend": None, **dict.fromkeys(parts), "MEASURE": False}
+            | product("conv", 512, 256, 28, stride=2),
+            {**forward, **none, "addend": None, **dict.fromkeys(parts), "MEASURE": False}
+            | data("conv_bias", "trunk")
+            | {"RESIDUAL": True, **product("conv_gate", 256, 256, 56, images=2)},
+        ],
+        "norm_relu_conv_kernels.norm_relu_conv_reduce_kernel": [
+            {**back, "masked": DATA} | product("reduce", 256, 1024, 14, images=2, numbers=4),
+        ],
+        "norm_relu_conv_kernels.norm_relu_conv_grad_kernel": [
+            {**data("grad", "x", "addend", "conv", "grad_x"), **channels, **results, **vanishes}
+            | {"elements": 128 * 56 * 56, **product("grad", 256, 64, 56, images=3, numbers=6)},
+            {**data("grad", "conv", "grad_x", "addend"), "x": None, **none, **vanishes}
+            | {**dict.fromkeys(results), "elements": 1}
+            | product("conv_grad", 256, 64, 56, images=2),
+        ],
+        "norm_relu_conv_kernels.norm_relu_conv_weight_kernel": [
+            {**weight("weight", 64, 256, 56), **channels},
+            {**weight("conv_weight", 512, 1024, 14), **none},
+        ],
+        "norm_relu_conv_kernels.merge_kernel": [
+            {**parts, "mean": "*fp64", "variance": SUM, "parts": 3136, "rows": 401408}
+            | {"part_rows": 128, "FINAL": False, **finish},
+        ],
+        "norm_relu_conv_kernels.add_kernel": [
+            {"parts_of": "*fp64", **sums("out", "second", "variance"), "parts": 49, "EPS": 1e-5}
+            | {**finish, "columns": 512},
+        ],
+    }
+    if size == 4:
+        found = {name: [w for w in ways[:1] if "PRECISION" in w] for name, ways in found.items()}
+    return found
+
+
 def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     """Arguments by name: a pointer above, a size as an int, what is constexpr as its value."""
     from ran_kernels.triton import attention_gate, tiling
@@ -206,6 +275,7 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
         **batch_norm_launches(dtype),
         **upsample_launches(),
         **conv_gate_launches(dtype),
+        **norm_relu_conv_launches(dtype),
         "pooling.pool_kernel": walks(
             tiling.over_channels,
             pool | data("mean", "maximum", "column_logits"),

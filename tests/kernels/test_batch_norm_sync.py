@@ -1,5 +1,7 @@
 """Batch normalisation across processes: two with gloo against one with both shares."""
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
 import ran_kernels
+from ran_kernels import Convolution
 from ran_kernels.nn import norm_relu
 
 from .cbam_cases import features
@@ -17,6 +20,9 @@ from .operators import listed
 SHAPE = (5, 6, 7, 9)
 #: How many samples the first process has; the second has the others.
 SHARES = (3, 0, 4)
+#: Of what Triton's interpreter runs, where it does.
+SMALL = (5, 3, 2, 4)
+INTERPRETED = bool(find_spec("triton")) and os.environ.get("TRITON_INTERPRET") == "1"
 #: Of one activation, for `convolutions`.
 CONVOLUTIONS = ((4, 3, True, 2, 1), (3, 1, False))
 
@@ -51,6 +57,51 @@ def _module(given: Tensor, kind: type[nn.Module]) -> _Found:
     return [out.detach(), grad], list(norm.state_dict().values()), []
 
 
+def _product(given: Tensor, group: Any) -> _Found:
+    """A norm inside a product, and one that is told the statistics of the result."""
+    x = given.contiguous(memory_format=torch.channels_last).requires_grad_()
+    small = [*affine(x), *convolutions(x, [(4, 1, False)])]
+    leaves = [x, *(t.requires_grad_() for t in small)]
+    statistics, after = running(x), running(small[-1].transpose(0, 1))
+    options: dict[str, Any] = {"training": True, "process_group": group}
+    convs = [Convolution(small[-1])]
+    with ran_kernels.backend("triton"):
+        _, ((y, known),) = ran_kernels.norm_relu_conv(
+            x, *statistics, *small[:2], convs=convs, **options
+        )
+        out = ran_kernels.batch_norm_relu(y, *after, statistics=known, **options)
+        grads = torch.autograd.grad(out.sin().sum(), leaves)
+    return [y.detach(), out.detach(), grads[0]], [*statistics, *after], list(grads[1:])
+
+
+class _Unit(nn.Module):
+    """A norm inside a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        x = features(SMALL)
+        self.weight, self.bias = map(nn.Parameter, affine(x))
+        (conv,) = convolutions(x, [(4, 1, False)])
+        self.conv = nn.Parameter(conv.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, ((y, _),) = ran_kernels.norm_relu_conv(
+            x, None, None, self.weight, self.bias, convs=[Convolution(self.conv)], training=True
+        )
+        return y
+
+
+def _replicated(x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of this process's share alone, and of both as DDP has them."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = []
+    for unit in (_Unit(), nn.parallel.DistributedDataParallel(_Unit())):
+        with ran_kernels.backend("triton"):
+            unit(x).sin().sum().backward()
+        found.append([p.grad.clone() for p in unit.parameters() if p.grad is not None])
+    return found[0], found[1]
+
+
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = distributed.FileStore(f"{folder}/store", 2)
@@ -64,6 +115,11 @@ def _process(rank: int, folder: str) -> None:
                     found[backend, name, first] = _one(name, given, distributed.group.WORLD)
     with ran_kernels.backend("native"):
         found["module"] = _module(_share(features(SHAPE), rank, 2), nn.SyncBatchNorm)
+    if INTERPRETED:
+        for first in SHARES[:2]:
+            share = _share(features(SMALL), rank, first)
+            found["product", first] = _product(share, distributed.group.WORLD)
+        found["replicated"] = (*_replicated(_share(features(SMALL), rank, 2)), [])
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -73,8 +129,15 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for key, first in both[0].items():
         second = both[1][key]
+        if key == "replicated":
+            for i, (one, other) in enumerate(zip(first[0], second[0], strict=True)):
+                torch.testing.assert_close(first[1][i], (one + other) / 2)
+                assert torch.equal(first[1][i], second[1][i])
+            continue
         if key == "module":
             whole = _module(features(SHAPE), nn.BatchNorm2d)
+        elif key[0] == "product":
+            whole = _product(features(SMALL), None)
         else:
             backend, name, _ = key
             with ran_kernels.backend(backend):

@@ -96,8 +96,12 @@ def test_every_tile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     args = inputs((1, 130, 10, 13), 70, dtype, place.device, layout)
-    for tile in kernel.TILES[dtype.itemsize]:
+    products = importlib.import_module("ran_kernels.triton.products")
+    tiles = products.TILES if layout == "channels_last" else kernel.TILES
+    product = importlib.import_module("ran_kernels.triton.norm_relu_conv")
+    for tile in tiles[dtype.itemsize]:
         monkeypatch.setattr(kernel, "choose_tile", lambda *_, tile=tile: tile)
+        monkeypatch.setattr(product, "tile_of", lambda *_, tile=tile: tile)
         check_outputs(place, ran_kernels.conv_gate, reference.conv_gate, args)
 
 

@@ -139,3 +139,27 @@ def test_pools_on_a_gpu(backend: str, layout: str) -> None:
         maps = ran_kernels.spatial_pool(x)
     assert torch.equal(maximum, reference.channel_pool(x)[1])
     assert maps[:, 0].sum() == 3
+
+
+@pytest.mark.large
+@pytest.mark.gpu
+def test_products_reach_past_two_to_the_31() -> None:
+    """Forward, statistics, and both gradients, of a last position's alone."""
+    x = unwritten_zeros((1, 64, 5800, 5800), "channels_last").cuda()
+    assert x.numel() > 2**31
+    x[..., -1, -1] = 1
+    x.requires_grad_()
+    weight = torch.ones((16, 64, 1, 1), dtype=DTYPE, device="cuda", requires_grad=True)
+    convs = [ran_kernels.Convolution(weight)]
+    with ran_kernels.backend("triton"):
+        _, ((y, statistics),) = ran_kernels.conv_statistics(x, convs=convs)
+        assert (y[..., :-1, :] == 0).all()
+        assert (y[..., -1, -1] == 64).all()
+        assert statistics is not None
+        torch.testing.assert_close(
+            statistics[0], torch.full_like(statistics[0], 64 / 5800**2), rtol=1e-5, atol=0
+        )
+        grad_x, grad_weight = torch.autograd.grad(y[..., -1, -1].sum(), (x, weight))
+    assert (grad_weight == 1).all()
+    assert (grad_x[..., :-1, :] == 0).all()
+    assert (grad_x[..., -1, -1] == 16).all()

@@ -1,0 +1,149 @@
+"""A 1×1 convolution's passes over the big tensors, with the normalisation before it inside them.
+
+`ran_kernels.norm_relu_conv` makes one autograd node of them. With xhat = (x - mean) / √(variance +
+eps), a = relu(xhat weight + bias) as rounded to its dtype, or without `mean` a = x, and the matrix
+conv (O, K) of a convolution of stride s:
+
+1. ``norm_relu_conv``: y = conv a + addend, and with `measure` mean and biased variance of each
+   channel of y over N, H, W, as y is rounded to its dtype; without it those are empty.
+2. ``norm_relu_conv_reduce``: of grad, y's gradient, g = relu'(convᵀ grad), which is the
+   first result with `keep` and an empty tensor without; sum_grad = Σ g and sum_grad_xhat =
+   Σ g xhat, the gradients of bias and weight.
+3. ``norm_relu_conv_grad``: weight / √(variance + eps) (g - (sum_grad + xhat sum_grad_xhat) / count)
+   + addend, of the same g, computed again; without sums, for statistics that do not depend on x,
+   the second term is left out, and without `mean`, convᵀ grad + addend. `size` is (H, W)
+   of the result.
+4. ``norm_relu_conv_weight``: grad aᵀ, the gradient of conv.
+
+The results are channels_last and the arguments are read as such; other strides are copied first.
+Every term that is None is left out; weight is 1 then. Sums are float32, or float64 where the
+operands are, and are made in an order that the shapes alone decide. x, and with it the activation's
+gradients, may have another dtype than conv, grad and y.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .batch_norm_parts import computing_dtype
+from .library import OPERATORS, define
+
+# The functions that people call are made of all four.
+OPERATORS.append("norm_relu_conv")
+
+
+def out_size(size: Sequence[int], stride: int) -> tuple[int, int]:
+    """(H, W) of a 1×1 convolution's result."""
+    height, width = size
+    return (height - 1) // stride + 1, (width - 1) // stride + 1
+
+
+def _image(like: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _channels(like: Tensor, count: int) -> Tensor:
+    return like.new_empty(count, dtype=computing_dtype(like.dtype))
+
+
+def _fake(
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv: Tensor,
+    addend: Tensor | None,
+    stride: int,
+    eps: float,
+    measure: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = conv.shape[0]
+    y = _image(x, (x.shape[0], out, *out_size(x.shape[2:], stride)), conv.dtype)
+    return y, _channels(y, out if measure else 0), _channels(y, out if measure else 0)
+
+
+def _fake_reduce(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv: Tensor,
+    stride: int,
+    eps: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    masked = _image(x, x.shape, x.dtype) if keep else x.new_empty(0)
+    return masked, _channels(x, x.shape[1]), _channels(x, x.shape[1])
+
+
+def _fake_grad(
+    grad: Tensor,
+    x: Tensor | None,
+    addend: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sum_grad: Tensor | None,
+    sum_grad_xhat: Tensor | None,
+    count: int,
+    conv: Tensor,
+    size: Sequence[int],
+    stride: int,
+    eps: float,
+) -> Tensor:
+    dtype = conv.dtype if x is None else x.dtype
+    return _image(grad, (grad.shape[0], conv.shape[1], *size), dtype)
+
+
+def _fake_weight(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stride: int,
+    eps: float,
+) -> Tensor:
+    return grad.new_empty((grad.shape[1], x.shape[1]))
+
+
+_NORM = "Tensor? mean, Tensor? variance, Tensor? weight, Tensor? bias"
+
+NORM_RELU_CONV = define(
+    "norm_relu_conv",
+    f"(Tensor x, {_NORM}, Tensor conv, Tensor? addend, int stride, float eps, bool measure)"
+    " -> (Tensor y, Tensor mean, Tensor variance)",
+    fake=_fake,
+    native=False,
+)
+NORM_RELU_CONV_REDUCE = define(
+    "norm_relu_conv_reduce",
+    "(Tensor grad, Tensor x, Tensor mean, Tensor variance, Tensor? weight,"
+    " Tensor? bias, Tensor conv, int stride, float eps, bool keep)"
+    " -> (Tensor masked, Tensor sum_grad, Tensor sum_grad_xhat)",
+    fake=_fake_reduce,
+    file="norm_relu_conv",
+    native=False,
+)
+NORM_RELU_CONV_GRAD = define(
+    "norm_relu_conv_grad",
+    f"(Tensor grad, Tensor? x, Tensor? addend, {_NORM}, Tensor? sum_grad,"
+    " Tensor? sum_grad_xhat, SymInt count, Tensor conv, SymInt[] size, int stride, float eps)"
+    " -> Tensor",
+    fake=_fake_grad,
+    file="norm_relu_conv",
+    native=False,
+)
+NORM_RELU_CONV_WEIGHT = define(
+    "norm_relu_conv_weight",
+    f"(Tensor grad, Tensor x, {_NORM}, int stride, float eps) -> Tensor",
+    fake=_fake_weight,
+    file="norm_relu_conv",
+    native=False,
+)

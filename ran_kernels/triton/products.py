@@ -1,0 +1,160 @@
+"""What the kernels that multiply matrices share: tiles, which of them a shape takes, precision."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes, and with what."""
+
+    rows: int
+    columns: int
+    inner: int  # what is summed over, at a time
+    warps: int
+    stages: int  # such steps in flight
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product (rows, inner) × (inner, columns) and what is beside it."""
+
+    kind: str  # which kernel makes it
+    rows: int
+    columns: int
+    inner: int
+    element_size: int  # bytes
+    images: int = 1  # (rows, columns) that the epilogue reads or writes
+    numbers: int = 0  # (columns,) that the epilogue holds
+    splits: bool = False  # whether programs share what is summed over, of transposed rows
+    exact: bool = False  # of float32, without tensor cores
+
+
+#: From large to small, by bytes of an element. All fit in the 99 KB of shared memory that the
+#: smallest of these GPUs has.
+TILES = {
+    2: (
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 128, 32, 8, 4),
+        Tile(128, 64, 64, 4, 3),
+        Tile(128, 64, 32, 4, 4),
+        Tile(64, 128, 32, 4, 4),
+        Tile(64, 64, 64, 4, 4),
+        Tile(32, 64, 64, 4, 4),
+    ),
+    4: (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(32, 64, 32, 4, 3)),
+    8: (Tile(32, 32, 16, 4, 2),),
+}
+
+# The GPU of the model is an H100 whatever GPU is at hand: tiles, and so the order of sums, are the
+# same on all, but where they were measured (tuned.py).
+MULTIPROCESSORS = 132
+SHARED = 227 * 1024  # bytes of a multiprocessor
+THREADS = 2048  # of a multiprocessor
+REGISTERS = 65536
+BANDWIDTH = 3.0e12  # bytes a second from memory
+L2_BANDWIDTH = 5.5e12
+LATENCY = 0.8e-6  # seconds from asking memory to having
+# Of products that several programs share: enough to keep a GPU of about 140 multiprocessors busy,
+# what each sums at least, and as many as there may be.
+ENOUGH_PROGRAMS = 512
+LEAST_STEPS = 8
+MOST_SPLITS = 256
+#: What the model cannot tell apart.
+TIE = 1.05
+#: Of tensor cores, multiply-adds a second and two: by bytes of an element; float64 is exact.
+PEAK = {2: 800e12, 4: 400e12, 8: 60e12}
+#: Share of it that a tile reaches, by the smaller of its sides: narrow products read more operands
+#: from shared memory for each result.
+REACHED = {32: 0.25, 64: 0.45, 128: 0.65}
+
+
+def registers(problem: Problem, tile: Tile) -> int:
+    """Of a thread, about: the accumulator, an image beside it, the epilogue's numbers of a quarter
+    of the columns, which is what the layout of tensor cores gives to each thread, and addresses."""
+    accumulator = tile.rows * tile.columns // (32 * tile.warps)
+    accumulator *= problem.element_size // 8 + 1  # float64 takes two
+    beside = min(problem.images - 1, 1) * accumulator
+    return accumulator + beside + problem.numbers * tile.columns // 4 + 80
+
+
+def splits_of(problem: Problem, tile: Tile) -> tuple[int, int]:
+    """How many programs share what a tile sums over, and steps of each: a power of two, as each
+    number of them is compiled by itself."""
+    tiles = triton.cdiv(problem.rows, tile.rows) * triton.cdiv(problem.columns, tile.columns)
+    blocks = triton.cdiv(problem.inner, tile.inner)
+    splits = max(1, min(ENOUGH_PROGRAMS // tiles, blocks // LEAST_STEPS, MOST_SPLITS))
+    steps = triton.next_power_of_2(triton.cdiv(blocks, splits))
+    return triton.cdiv(blocks, steps), steps
+
+
+def estimate(problem: Problem, tile: Tile) -> float:
+    """Seconds that the product takes with `tile`, by the model that chooses among TILES.
+
+    The slowest of: memory, each operand once, at the rate that the bytes in flight allow (Little's
+    law); the L2 cache, which gives the operands again to every tile; and the tensor cores on whole
+    tiles. The last wave of programs counts as a full one.
+    """
+    size = problem.element_size
+    held = registers(problem, tile)
+    # Without tensor cores a transposed operand lies in registers, a whole step of it.
+    transposed = problem.exact and problem.splits and tile.rows > 32
+    if held > 255 or transposed:
+        return math.inf
+    row_tiles = triton.cdiv(problem.rows, tile.rows)
+    column_tiles = triton.cdiv(problem.columns, tile.columns)
+    steps, splits = triton.cdiv(problem.inner, tile.inner), 1
+    if problem.splits:
+        splits, steps = splits_of(problem, tile)
+    programs = row_tiles * column_tiles * splits
+    step = (tile.rows + tile.columns) * tile.inner * size
+    threads = 32 * tile.warps
+    resident = min(SHARED // (step * tile.stages), THREADS // threads, REGISTERS // threads // held)
+    slots = MULTIPROCESSORS * resident
+    quantised = triton.cdiv(programs, slots) * slots / programs if programs > slots else 1.0
+    moved = size * (
+        problem.rows * problem.inner
+        + problem.columns * problem.inner
+        + problem.images * problem.rows * problem.columns
+    )
+    moved += 8 * (splits - 1) * problem.rows * problem.columns  # float32, written and read
+    in_flight = min(programs, slots) * step * (tile.stages - 1)
+    memory = moved / min(BANDWIDTH, in_flight / LATENCY)
+    cache = programs * step * steps / L2_BANDWIDTH
+    whole = programs * tile.rows * tile.columns * steps * tile.inner
+    share = REACHED[min(tile.rows, tile.columns)] * min(1.0, programs / MULTIPROCESSORS)
+    products = 2 * whole / (PEAK[size] * share)
+    return max(memory, cache, products) * quantised
+
+
+def choose(problem: Problem) -> Tile:
+    """The largest tile of TILES that is not half empty and whose `estimate` is within TIE of the
+    least, or the smallest."""
+    *tiles, smallest = TILES[problem.element_size]
+    fitting = [
+        tile
+        for tile in tiles
+        if 2 * problem.rows > tile.rows and 2 * problem.columns > tile.columns
+    ]
+    fitting.append(smallest)
+    seconds = [estimate(problem, tile) for tile in fitting]
+    return next(tile for tile, s in zip(fitting, seconds, strict=True) if s <= TIE * min(seconds))
+
+
+def convolution_precision(dtype: torch.dtype) -> str:
+    """How products of float32 are made, "tf32" or "ieee": as PyTorch's convolutions are.
+
+    The other dtypes have one way only.
+    """
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if allowed and dtype == torch.float32 else "ieee"
+
+
+def precision_of(x: Tensor) -> str:
+    """As `convolution_precision`, but as PyTorch's matrix products are."""
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"
