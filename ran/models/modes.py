@@ -103,5 +103,5 @@ def set_recomputing(model: nn.Module, enable: bool | str) -> bool:
     require_choice("enable", (False, True, "norms"), enable)
     for module in model.modules():
         if hasattr(type(module), "recompute_norms"):
-            module.recompute_norms = enable == "norms"
+            setattr(module, "recompute_norms", enable == "norms")  # noqa: B010
     return bool(enable) and enable != "norms"

@@ -143,10 +143,11 @@ class ResidualAttentionNetwork(nn.Module):
         return x
 
     def _stem(self, x: Tensor) -> Tensor:
-        stem = self.stem
+        stem: Any = self.stem
         plain = type(stem) is nn.Sequential and is_called_plainly(stem)
         if not plain or [*stem._modules] != ["conv", "norm", "act"]:  # or somebody put a layer in
-            return stem(x)
+            out: Tensor = stem(x)
+            return out
         return norm_act(stem.norm, stem.act, stem.conv(x))
 
     def _open(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Inputs that the tests of batch normalisation share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def called(
         count = _COUNTS[name]
         x = tensors[0]
         assert x is not None
-        operands = iter(tensors[count + 2 :])
+        operands: Iterator[Any] = iter(tensors[count + 2 :])
         convs = [
             Convolution(next(operands), next(operands) if has_bias else None, *rest)
             for _, _, has_bias, *rest in forms

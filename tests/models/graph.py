@@ -117,7 +117,7 @@ def weights_for(
     hooks = [
         module.register_forward_hook(lambda *_, name=name: order.append(name))
         for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if type(module) in kinds
     ]
     with torch.no_grad():
         model(x)

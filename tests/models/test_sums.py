@@ -120,7 +120,7 @@ def test_a_unit_with_another_forward_is_called() -> None:
 
 
 def test_a_layer_put_into_the_stem_is_called() -> None:
-    model = small().eval()
+    model: Any = small().eval()
     plain = model.forward_intermediates(X, indices=[0], intermediates_only=True)[0]
     model.stem.append(nn.Tanh())
     got = model.forward_intermediates(X, indices=[0], intermediates_only=True)[0]
