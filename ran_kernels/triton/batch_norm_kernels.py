@@ -176,14 +176,14 @@ def batch_norm_reduce_kernel(
         elif RELU:
             g = passing(g, normalise(value, center, scale, offset), VANISHES)
         total += g
-        dot += tl.where(inside, g * (value - center), 0.0)
+        dot += g * tl.where(inside, value - center, 0.0)
         sample, begin = next_tile(sample, begin, columns, BLOCK_COLUMNS)
         left -= 1
+    to = split * rows + channel
+    tl.store(sum_grad + to, tl.sum(total, axis=1), mask=channel < rows)
     result = tl.sum(dot, axis=1)
     if FINAL:
         result *= inverse_deviation(variance, channel, rows, EPS)
-    to = split * rows + channel
-    tl.store(sum_grad + to, tl.sum(total, axis=1), mask=channel < rows)
     tl.store(sum_grad_xhat + to, result, mask=channel < rows)
 
 

@@ -16,7 +16,8 @@ from filelock import FileLock
 from tests.regression import measure
 from tests.regression.test_cost import check
 
-from .compile_triton import ARCHITECTURES, DTYPES, launches, narrow_offsets
+from .compile_triton import ARCHITECTURES, DTYPES, narrow_offsets
+from .triton_launches import launches
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
