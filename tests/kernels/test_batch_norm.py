@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.library import opcheck
 
 import ran_kernels
 from ran_kernels import reference
@@ -17,10 +18,12 @@ from .cbam_cases import NATIVE_LAYOUTS, SHAPES, features, fits
 from .harness import (
     DTYPES,
     LAYOUTS,
+    OF_DERIVATIVES,
     Place,
     check_against_reference,
     kernels,
     outputs_and_grads,
+    registrations,
     relative_error,
 )
 from .norm_cases import IMAGES, SMALL, affine, called, images, running
@@ -296,6 +299,26 @@ def test_gradients_of_some_inputs_alone(place: Place, name: str, training: bool)
             assert isinstance(total, Tensor)
             found.append(torch.autograd.grad(total, leaves[wanted])[0])
         torch.testing.assert_close(*found)
+
+
+@registrations
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+def test_opcheck(place: Place, layout: str) -> None:
+    """The four passes with every term, and with as few as there can be."""
+    overload = "triton" if place.backend == "triton" else "default"
+    for dtype, every in ((torch.float32, True), (torch.bfloat16, False)):
+        x, other = images("add_batch_norm_relu", SMALL, dtype, place.device, layout)
+        wide = x.float()
+        norm = [*running(wide), *(affine(wide) if every else (None, None))]
+        term, sums = (other, affine(wide)) if every else (None, (None, None))
+        for name, args in (
+            ("statistics", (x, term)),
+            ("apply", (x, term, *norm, 1e-5, every)),
+            ("reduce", (other, x, term, *norm, 1e-5, every)),
+            ("grad", (other, x, term, *norm, *sums, 70, 1e-5, every)),
+        ):
+            op = getattr(getattr(torch.ops.ran, f"batch_norm_{name}"), overload)
+            opcheck(op, args, test_utils=OF_DERIVATIVES)  # they have no derivative of their own
 
 
 @kernels
