@@ -32,6 +32,13 @@ _ROWS = "__syncthreads();  // before the next rows overwrite these"
 _ONCE = "open.add({tap.first, tap.second, tap.first_weight, 0}, sum);"
 _TAIL = "i < run.count;"
 _TOTAL = "__syncthreads();  // the last total has been read"
+_PARTS = "__syncthreads();\n\n  const int lane"
+_CHANNELS = "__syncthreads();\n#pragma unroll\n    for (int i = 0; i < kHeld"
+_SHARED = "kParts * (kThreads + 1);"
+_PLANES = "Op::kPlanes * static_cast<int64_t>(sizeof(typename Op::A));"
+_KEPT = "partials + int64_t{chunk} * g.c + c, stride"
+_PASSING = "relu ? kVanishes<T> :"
+_SUMS_PACKED = "op.norm.packed = op.norm.packed && aligned(args.sum_grad, args.sum_grad_xhat);"
 
 
 def _columns(what: str, kind: str, old: str, new: str, cases: int = 40) -> Mutation:
@@ -48,6 +55,13 @@ def _groups(what: str, kind: str, file: str, old: str, new: str) -> Mutation:
 def _upsample(what: str, kind: str, images: str, old: str, new: str) -> Mutation:
     file = f"upsample_staged_{images}.cuh"
     return Mutation(what, kind, "upsample", file, old, new, "upsample", 60)
+
+
+def _norm(
+    what: str, of: str, file: str, old: str, new: str, kind: str = "fast", cases: int = 60
+) -> Mutation:
+    unit = f"batch_norm_{of}"
+    return Mutation(what, kind, unit, file, old, new, unit, cases)
 
 
 MUTATIONS = [
@@ -133,4 +147,86 @@ MUTATIONS = [
     _upsample("no barrier before the next rows", "race", "pixels", _ROWS, ""),
     _upsample("a target's second tap is lost", "fast", "pixels", "open.add(tap, sum);", _ONCE),
     _upsample("a run's last elements are lost", "fast", "planes", _TAIL, "i < run.count / 2;"),
+    *(
+        _norm(
+            f"no barrier before a batch's parts are merged, told by {kind}",
+            *("statistics", "reduce_batch.cuh", _PARTS, _PARTS[16:], kind),
+        )
+        for kind in ("fast", "race")
+    ),
+    _norm(
+        "no barrier after a batch's channels are loaded",
+        *("reduce", "reduce_batch.cuh", _CHANNELS, _CHANNELS[16:], "race"),
+    ),
+    *(
+        _norm(
+            f"shared memory too small for a batch's parts, told by {kind}",
+            *("reduce", "reduce_batch.cuh", _SHARED, "kParts * kThreads - 4;", kind),
+        )
+        for kind in ("asan", "race")
+    ),
+    _norm(
+        "the workspace of a batch is too small",
+        *("reduce", "reduce_batch.cuh", _PLANES, f"{_PLANES[:-1]} - 4;", "race", 150),
+    ),
+    *(
+        _norm(
+            f"a partial of {of} in another channel's place",
+            *(of, "reduce_batch.cuh", _KEPT, _KEPT.replace("chunk} * g.c", "chunk}")),
+        )
+        for of in ("statistics", "reduce")
+    ),
+    _norm(
+        "the last chunk counts as a whole one",
+        *("statistics", "reduce_batch.cuh", "rows * g.per_row", "g.chunk * g.per_row"),
+    ),
+    _norm(
+        "a pack's second channel goes to the first",
+        *("reduce", "reduce_batch.cuh", "} else if (i < turn) {", "} else if (i <= turn) {"),
+    ),
+    _norm(
+        "packs in flight together have one number",
+        *("statistics", "reduce_batch.cuh", "op.step(step + u + 1)", "op.step(step + 1)"),
+    ),
+    _norm(
+        "lanes' parts are left out",
+        *("reduce", "reduce_batch.cuh", "merge_lanes(total, g.log_lanes);", ""),
+    ),
+    _norm(
+        "a merge takes the other part's count",
+        *("statistics", "batch_norm_statistics.cu"),
+        "share = other.count / total",
+        "share = count / total",
+    ),
+    _norm(
+        "a merge takes the other part's mean without its origin",
+        *("statistics", "batch_norm_statistics.cu", "        origin = other.origin;\n", ""),
+    ),
+    _norm(
+        "deviations from what is no number",
+        *("statistics", "batch_norm_statistics.cu", "x - x == A(0) ? x : A(0)", "x"),
+    ),
+    _norm(
+        "statistics of the sum before it is rounded",
+        *("statistics", "batch_norm_statistics.cu", "widen(narrow<T>(v[0] + v[1]))", "v[0] + v[1]"),
+    ),
+    *(
+        _norm(
+            f"the mask in {of} is that of the result before it is rounded",
+            *(of, "batch_norm_channels.cuh", _PASSING, "relu ? accumulate_t<T>(0) :"),
+        )
+        for of in ("reduce", "grad")
+    ),
+    _norm(
+        "the ReLU clips a NaN",
+        *("apply", "batch_norm_apply.cu", "out < floor ? floor : out", "out > floor ? out : floor"),
+    ),
+    _norm(
+        "a gradient without sums, of x all the same",
+        *("grad", "batch_norm_grad.cu", "sloped ? slope : g * affine.scale", "slope"),
+    ),
+    _norm(
+        "neighbouring channels are loaded together, wherever they are",
+        *("grad", "batch_norm_grad.cu", _SUMS_PACKED, "", "race", 150),
+    ),
 ]

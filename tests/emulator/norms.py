@@ -36,6 +36,18 @@ class Norm:
         self.invstd = (one / np.sqrt(self.variance + self.wide(EPS))).astype(self.wide)
         self.scale = self.invstd if self.weight is None else self.invstd * self.weight
 
+    @classmethod
+    def of(cls, trial: Trial, dtype: int, x: Array, kind: str) -> "Norm":
+        """One for x. Of the kind "vanishing", each channel's first element is its mean and the bias
+        its result: the greatest that rounds to zero, or one beside it."""
+        norm = cls(trial, dtype, x.shape[1])
+        if kind == "vanishing":
+            norm.mean = x[0, :, 0].astype(norm.wide)
+            most = norm.wide(VANISHES[dtype])
+            beside = [np.nextafter(most, norm.wide(to)) for to in (-1, 1)]
+            norm.bias = trial.random.choice(np.array([most, -most, *beside]), x.shape[1])
+        return norm
+
     def inputs(self) -> dict[str, Array | None]:
         given = {"weight": self.weight, "bias": self.bias}
         return {"mean": self.mean, "variance": self.variance, **given}
@@ -139,9 +151,9 @@ def batch_norm_reduce(trial: Trial, shape: Features = None) -> None:
     name = "batch_norm_reduce"
     dtype, sizes = features(trial, shape)
     n, c, hw = sizes["n"], sizes["c"], sizes["hw"]
-    kind = trial.pick(["plain", "plain", "special"])
+    kind = trial.pick(["plain", "plain", "special", "vanishing"])
     grad, x = trial.values((n, c, hw), dtype), trial.values((n, c, hw), dtype, kind)
-    norm = Norm(trial, dtype, c)
+    norm = Norm.of(trial, dtype, x, kind)
     out = None
     if trial.chance(0.5):
         out = trial.values((n, c, hw), dtype, trial.pick(["plain", "ties", "special"]))
@@ -176,9 +188,9 @@ def batch_norm_grad(trial: Trial, shape: Features = None) -> None:
     name = "batch_norm_grad"
     dtype, sizes = features(trial, shape)
     n, c, hw = sizes["n"], sizes["c"], sizes["hw"]
-    kind = trial.pick(["plain", "plain", "special"])
+    kind = trial.pick(["plain", "plain", "special", "vanishing"])
     grad, x = trial.values((n, c, hw), dtype), trial.values((n, c, hw), dtype, kind)
-    norm = Norm(trial, dtype, c)
+    norm = Norm.of(trial, dtype, x, kind)
     addend = trial.values((n, c, hw), dtype) if trial.chance(0.5) else None
     sizes["relu"] = int(trial.random.integers(0, 2))
     inputs: dict[str, Array | None] = {

@@ -17,6 +17,7 @@ import numpy as np
 from . import (  # noqa: F401 - some register cases
     affine,
     beyond,
+    beyond_norms,
     build,
     cbam,
     gates,
@@ -106,7 +107,8 @@ def huge(random: int) -> int:
     start = time.monotonic()
     emulator = Emulator(build.kernels("narrow"))
     count, wrong = limits.wrong_launches(emulator, random)
-    wrong += beyond.wrong_results(emulator)
+    for cases in (beyond, beyond_norms):
+        wrong += cases.wrong_results(emulator)
     print("\n".join(f"WRONG {text}" for text in wrong[:20]))
     seconds = time.monotonic() - start
     print(f"huge: {count} launches computed, {len(wrong)} wrong, in {seconds:.0f} s")

@@ -39,6 +39,16 @@ class Place:
         """Whether Triton's interpreter runs here, where a call takes a tenth of a second."""
         return (self.backend, self.device) == ("triton", "cpu")
 
+    def share(self, cases: Sequence[Any], *turn: int, of: int = 2) -> Sequence[Any]:
+        """The cases, or one in `of` where a call takes a tenth of a second.
+
+        Args:
+            turn: the numbers of a test's other arguments. Their sum says which comes first, so that
+                every two of all the arguments still meet.
+        """
+        slow = self.interpreted or self.emulated
+        return cases[sum(turn) % of :: of] if slow else cases
+
     def gradcheck(self, op: Callable[..., Any], leaves: Sequence[Tensor | None]) -> bool:
         """`torch.autograd.gradcheck`, of every element, or in the interpreter of random sums."""
         fast = self.interpreted

@@ -22,7 +22,6 @@ from .harness import (
     Place,
     check_against_reference,
     check_outputs,
-    kernels,
 )
 from .norm_cases import IMAGES, affine, called
 
@@ -184,7 +183,7 @@ def test_add_affine_relu(
     check_outputs(place, ran_kernels.affine_relu, reference.affine_relu, (a, scale, shift))
 
 
-@kernels
+@pytest.mark.parametrize("place", NATIVE)
 @any_input
 @given(
     name=st.sampled_from(sorted(IMAGES)),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.library import opcheck
 
 import ran_kernels
 from ran_kernels import reference
@@ -17,16 +18,19 @@ from .cbam_cases import NATIVE_LAYOUTS, SHAPES, features, fits
 from .harness import (
     DTYPES,
     LAYOUTS,
+    OF_DERIVATIVES,
     Place,
     check_against_reference,
     kernels,
     outputs_and_grads,
+    registrations,
     relative_error,
 )
 from .norm_cases import IMAGES, SMALL, affine, called, images, running
 from .operators import listed
 
-each_function = pytest.mark.parametrize("name", IMAGES)
+NAMES = list(IMAGES)
+each_function = pytest.mark.parametrize("name", NAMES)
 each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 
 
@@ -38,32 +42,41 @@ each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", 
 def test_exactness(
     place: Place, name: str, training: bool, dtype: torch.dtype, layout: str
 ) -> None:
-    for shape in SHAPES:
-        if fits(place, shape) and shape[0] * shape[2] * shape[3] > 3:  # three values are all ends
-            of = images(name, shape, dtype, place.device, layout)
-            check_against_reference(
-                place,
-                called(ran_kernels, name, training=training),
-                called(reference, name, training=training),
-                [*of, *affine(of[0])],
-            )
+    shapes = [
+        shape
+        for shape in SHAPES
+        if fits(place, shape) and shape[0] * shape[2] * shape[3] > 3  # three values are all ends
+    ]
+    turn = (NAMES.index(name), training, DTYPES.index(dtype), NATIVE_LAYOUTS.index(layout))
+    for shape in place.share(shapes, *turn, of=3):
+        of = images(name, shape, dtype, place.device, layout)
+        check_against_reference(
+            place,
+            called(ran_kernels, name, training=training),
+            called(reference, name, training=training),
+            [*of, *affine(of[0])],
+        )
 
 
 @kernels
 @each_function
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("of_other", LAYOUTS)
-def test_layouts(place: Place, name: str, layout: str, of_other: str) -> None:
-    given = images(name, device=place.device)
-    # Strided small operands too, whose every second element would be a NaN.
-    small = [torch.stack([t, t * torch.nan], 1)[:, 0] for t in affine(given[0])]
-    want = outputs_and_grads(called(reference, name, training=True), [*given, *small])
-    given = [LAYOUTS[how](t) for how, t in zip((layout, of_other), given, strict=False)]
-    got = place.run(outputs_and_grads, called(ran_kernels, name, training=True), [*given, *small])
-    torch.testing.assert_close(got, want)
-    channels_last = layout == "channels_last"
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    assert all(t.is_contiguous(memory_format=format) for t in got[0])
+def test_layouts(place: Place, name: str, layout: str) -> None:
+    """Of the second image, where there is one, too."""
+    every = list(LAYOUTS)
+    others = place.share(every, NAMES.index(name), every.index(layout))
+    for of_other in others if IMAGES[name] > 1 else [layout]:
+        given = images(name, device=place.device)
+        # Strided small operands too, whose every second element would be a NaN.
+        small = [torch.stack([t, t * torch.nan], 1)[:, 0] for t in affine(given[0])]
+        want = outputs_and_grads(called(reference, name, training=True), [*given, *small])
+        given = [LAYOUTS[how](t) for how, t in zip((layout, of_other), given, strict=False)]
+        op = called(ran_kernels, name, training=True)
+        got = place.run(outputs_and_grads, op, [*given, *small])
+        torch.testing.assert_close(got, want)
+        channels_last = layout == "channels_last"
+        format = torch.channels_last if channels_last else torch.contiguous_format
+        assert all(t.is_contiguous(memory_format=format) for t in got[0])
 
 
 @kernels
@@ -73,7 +86,8 @@ def test_gradcheck(place: Place, name: str, layout: str) -> None:
     """In training and in evaluation, with and without weight and bias."""
     given = images(name, (2, 2, 3, 3), torch.float64, place.device, layout)
     for training in (True, False):
-        for small in (affine(given[0]), [None, None]):
+        turn = (NAMES.index(name), training, NATIVE_LAYOUTS.index(layout))
+        for small in place.share((affine(given[0]), [None, None]), *turn):
             leaves = [t if t is None else t.requires_grad_() for t in (*given, *small)]
             op = called(ran_kernels, name, training=training)
             assert place.run(torch.autograd.gradcheck, op, leaves, fast_mode=True)
@@ -88,7 +102,8 @@ def test_a_mean_ten_thousand_deviations_from_zero(
     """No worse than twice PyTorch's error, statistics and results, far from zero in any way."""
     x = features(shape, device=place.device, layout=layout) + 1e4
     # One value alone far out: the first, one that statistics may be taken from, or any other.
-    for at in (None, (0, 0, 0, 0), (0, 0, shape[2] // 2, shape[3] // 2), (1, 2, 5, 3)):
+    ends = (None, (0, 0, 0, 0), (0, 0, shape[2] // 2, shape[3] // 2), (1, 2, 5, 3))
+    for at in place.share(ends, NATIVE_LAYOUTS.index(layout), shape[0] == 2):
         if at is not None:
             x = x.clone()
             x[at] = -1e6
@@ -147,7 +162,9 @@ def test_the_mask_is_that_of_the_result(
         bias = -place.run(alone, x, weight, None)[0, :, 3, 4]
     assert values.shape == bias.shape
     tiny = torch.finfo(dtype).smallest_normal
-    for shift in (0, tiny, -tiny, torch.finfo(dtype).eps):
+    shifts = (0, tiny, -tiny, torch.finfo(dtype).eps)
+    turn = (DTYPES.index(dtype), NATIVE_LAYOUTS.index(layout), training)
+    for shift in place.share(shifts, *turn):
         leaves = [x.to(dtype), weight, bias + shift]
         leaf = leaves[0].clone(memory_format=torch.preserve_format).requires_grad_()
         op = called(ran_kernels, "batch_norm_relu", training=False)
@@ -287,7 +304,7 @@ def test_either_result_of_the_sum_may_go_unused(place: Place) -> None:
 def test_gradients_of_some_inputs_alone(place: Place, name: str, training: bool) -> None:
     given = images(name, device=place.device)
     everything = [*given, *affine(given[0])]
-    for wanted in range(len(everything)):
+    for wanted in place.share(range(len(everything)), NAMES.index(name), training):
         found = []
         for module in (ran_kernels, reference):
             leaves = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(everything)]
@@ -296,6 +313,26 @@ def test_gradients_of_some_inputs_alone(place: Place, name: str, training: bool)
             assert isinstance(total, Tensor)
             found.append(torch.autograd.grad(total, leaves[wanted])[0])
         torch.testing.assert_close(*found)
+
+
+@registrations
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+def test_opcheck(place: Place, layout: str) -> None:
+    """The four passes with every term, and with as few as there can be."""
+    overload = "triton" if place.backend == "triton" else "default"
+    for dtype, every in ((torch.float32, True), (torch.bfloat16, False)):
+        x, other = images("add_batch_norm_relu", SMALL, dtype, place.device, layout)
+        wide = x.float()
+        norm = [*running(wide), *(affine(wide) if every else (None, None))]
+        term, sums = (other, affine(wide)) if every else (None, (None, None))
+        for name, args in (
+            ("statistics", (x, term)),
+            ("apply", (x, term, *norm, 1e-5, every)),
+            ("reduce", (other, x, term, *norm, 1e-5, every)),
+            ("grad", (other, x, term, *norm, *sums, 70, 1e-5, every)),
+        ):
+            op = getattr(getattr(torch.ops.ran, f"batch_norm_{name}"), overload)
+            opcheck(op, args, test_utils=OF_DERIVATIVES)  # they have no derivative of their own
 
 
 @kernels

@@ -67,7 +67,8 @@ class _OneByOne:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_exactness(place: Place, name: str, form: str, dtype: torch.dtype) -> None:
     training = form != "3x3/2"
-    for layout in NATIVE_LAYOUTS:
+    turn = (CONVOLVED[name], list(FORMS).index(form), DTYPES.index(dtype))
+    for layout in place.share(NATIVE_LAYOUTS, *turn):
         check_against_reference(
             place,
             _op(ran_kernels, name, form, training=training),
@@ -117,7 +118,7 @@ def test_the_bits_of_the_operators_one_by_one(
     """Outputs, gradients and statistics: the activation computed again is the activation."""
     of_images, of_parameters, autocast = PRECISIONS[precision]
     count = CONVOLVED[name]
-    for form in ("3x3/2", "two"):
+    for form in place.share(("3x3/2", "two"), count, training, list(PRECISIONS).index(precision)):
         found = []
         for module in (ran_kernels, _OneByOne):
             given = _inputs(name, form, of_images, place.device, "channels_last")
@@ -146,7 +147,7 @@ def test_gradients_of_some_inputs_and_results_alone(place: Place, name: str) -> 
     asked = [(i, range(results)) for i in range(len(everything))]
     asked += [(None, [i]) for i in range(results)]
     for training in (True, False):
-        for wanted, used in asked:
+        for wanted, used in place.share(asked, CONVOLVED[name], training):
             found = []
             for module in (ran_kernels, reference):
                 leaves = [

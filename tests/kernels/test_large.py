@@ -8,6 +8,12 @@ from torch import Tensor
 
 import ran_kernels
 from ran_kernels import reference
+from ran_kernels.batch_norm_parts import (
+    BATCH_NORM_APPLY,
+    BATCH_NORM_GRAD,
+    BATCH_NORM_REDUCE,
+    BATCH_NORM_STATISTICS,
+)
 
 DTYPE = torch.bfloat16
 SIDE = 2**15 + 8
@@ -70,24 +76,22 @@ def test_gradients_of_upsample_come_from_past_two_to_the_31(layout: str) -> None
     assert grad_x[0, 1, 1, 1] == 5
 
 
+def check_sums_of_batch_norm(backend: str, x: Tensor) -> None:
+    """Statistics and sums of gradients, of zeros but for the last element."""
+    x[-1, -1, -1, -1] = 2
+    values = x[:, 0].numel()
+    _, mean, variance = BATCH_NORM_STATISTICS[backend](x, None)
+    zeros = torch.zeros_like(mean)
+    _, *sums = BATCH_NORM_REDUCE[backend](x, x, None, zeros, zeros, None, None, 1.0, False)
+    for found, last in zip((mean, variance, *sums), (2 / values, 4 / values, 2, 4), strict=True):
+        assert found.count_nonzero() == 1
+        torch.testing.assert_close(found[-1].item(), float(last), rtol=1e-5, atol=0)
+
+
 @needs_private_pages
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_sums_of_batch_norm_come_from_past_two_to_the_31(layout: str) -> None:
-    x = unwritten_zeros(SHAPES["wide"], layout)
-    x[0, -1, -1, -1] = 2
-    _, channels, h, w = x.shape
-    with ran_kernels.backend("native"):
-        _, mean, variance = torch.ops.ran.batch_norm_statistics(x, None)
-        zeros = torch.zeros_like(mean)
-        sums = torch.ops.ran.batch_norm_reduce(x, x, None, zeros, zeros, None, None, 1.0, False)
-    for found, last in (
-        (mean, 2 / (h * w)),
-        (variance, 4 / (h * w)),
-        (sums[1], 2.0),
-        (sums[2], 4.0),
-    ):
-        assert found.count_nonzero() == 1
-        torch.testing.assert_close(found[channels - 1].item(), last, rtol=1e-5, atol=0)
+    check_sums_of_batch_norm("native", unwritten_zeros(SHAPES["wide"], layout))
 
 
 def _device() -> str:
@@ -114,6 +118,32 @@ def test_gates(backend: str, layout: str) -> None:
         out = ran_kernels.affine_relu(x, factor, factor)
     assert (out[..., :-1] == 1).all()
     assert (out[..., -1] == 3).all()
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("backend", ["native", pytest.param("triton", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_batch_norm(backend: str, layout: str) -> None:
+    """Each pass with all its terms, where the results of zeros are no zeros."""
+    x = unwritten_zeros(SHAPES["widest"], layout).to(_device())
+    x[..., -1] = 2
+    one = torch.ones(2, device=x.device)
+    out = BATCH_NORM_APPLY[backend](x, x, one, one, 2 * one, 3 * one, 0.0, True)
+    assert (out[..., :-1] == 1).all()
+    assert (out[..., -1] == 7).all()
+    norm = (one, one, 2 * one, one)  # of zeros -1, which the ReLU holds back
+    grad_x = BATCH_NORM_GRAD[backend](out, x, x, *norm, one, one / 2, 1, 0.0, True)
+    assert (grad_x[..., :-1] == -1).all()
+    assert (grad_x[..., -1] == 13).all()
+
+
+@pytest.mark.large
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", ["wide", "deep"])
+def test_sums_of_batch_norm_on_a_gpu(backend: str, layout: str, shape: str) -> None:
+    check_sums_of_batch_norm(backend, unwritten_zeros(SHAPES[shape], layout).cuda())
 
 
 @pytest.mark.large

@@ -58,7 +58,10 @@ def conv_gate_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
 
 
 def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
-    """Of each pass with all terms and with as few as there can be, in one stage and in two."""
+    """Of each pass with all terms and with as few as there can be, in one stage and in two.
+
+    The last launch is of the dtype's other: float64 beside float32, float16 beside bfloat16.
+    """
     from ran_kernels.triton import tiling
 
     def data(*names: str) -> dict[str, Any]:
@@ -70,50 +73,61 @@ def batch_norm_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     small = torch.empty((1, 512, 7, 7), dtype=dtype, device="meta")
     large = torch.empty((128, 256, 56, 56), dtype=dtype, device="meta")
     large = large.contiguous(memory_format=torch.channels_last)
-    one, many = tiling.over_batch(small), tiling.over_batch(large)
-    assert one.splits == 1 < many.splits
-    numbers = {"EPS": 1e-5, "VANISHES": 0.0 if dtype == torch.float32 else 2.0**-134}
-    final, shared = (
-        {**tiled.arguments(), "FINAL": tiled is one, **numbers} for tiled in (one, many)
+    low = dtype != torch.float32
+    other, accumulator = ("*fp16", SUM) if low else ("*fp64", "*fp64")
+    planar = large.contiguous().to(torch.float16 if low else torch.float64)
+    one, many, rows = (tiling.over_batch(x) for x in (small, large, planar))
+    assert one.splits == 1 < min(many.splits, rows.splits)
+    numbers, others = (
+        {"EPS": 1e-5, "VANISHES": vanishes}
+        for vanishes in ((2.0**-134, 2.0**-25) if low else (0.0, 0.0))
     )
-    finish = many.finish()[1]
+    final = {**one.arguments(), "FINAL": True, **numbers}
+    shared = {**many.arguments(), "FINAL": False, **numbers}
+    strided = {**rows.arguments(), "FINAL": False, **others}
     maps = [
-        tiling.pointwise(x, tiling.REDUCTION_BYTES).arguments() | numbers for x in (small, large)
+        tiling.pointwise(x, tiling.REDUCTION_BYTES).arguments() | of
+        for x, of in ((small, numbers), (large, numbers), (planar, others))
     ]
     channels = sums("mean", "variance", "weight", "bias")
-    plain = channels | {"weight": None, "bias": None}
+    plain = {"mean": accumulator, "variance": accumulator, "weight": None, "bias": None}
     results = sums("sum_grad", "sum_grad_xhat")
+    finish = many.finish()[1]
     return {
         "batch_norm_kernels.batch_norm_statistics_kernel": [
             {**data("x", "addend", "sum"), **sums("mean", "variance"), **final},
             {**data("x", "addend", "sum"), "mean": "*fp64", "variance": SUM, **shared},
-            {"x": DATA, "addend": None, "sum": None, "mean": "*fp64", "variance": SUM, **shared},
+            {"x": other, "addend": None, "sum": None, "mean": "*fp64", "variance": accumulator}
+            | strided,
         ],
         "batch_norm_kernels.batch_norm_statistics_finish_kernel": [
-            {"means": "*fp64", **sums("squares", "mean", "variance"), **many.walk(), **finish}
+            {"means": "*fp64", **dict.fromkeys(("squares", "mean", "variance"), accumulator)}
+            | many.walk()
+            | finish
         ],
         "batch_norm_kernels.batch_norm_apply_kernel": [
             {**data("x", "shortcut", "out"), **channels, "RELU": True, **maps[0]},
             {**data("x", "out"), "shortcut": None, **channels, "RELU": True, **maps[1]},
-            {**data("x", "out"), "shortcut": None, **plain, "RELU": False, **maps[1]},
+            {"x": other, "out": other, "shortcut": None, **plain, "RELU": False, **maps[2]},
         ],
         "batch_norm_kernels.batch_norm_reduce_kernel": [
             {**data("grad", "x", "out", "masked"), **channels, **results, "RELU": True, **final},
             {**data("grad", "x"), "out": None, "masked": None, **channels, **results}
             | {"RELU": True, **shared},
-            {**data("grad", "x"), "out": None, "masked": None, **plain, **results}
-            | {"RELU": False, **shared},
+            {"grad": other, "x": other, "out": None, "masked": None, **plain}
+            | {**dict.fromkeys(results, accumulator), "RELU": False, **strided},
         ],
         "batch_norm_kernels.batch_norm_reduce_finish_kernel": [
-            {**sums("totals", "dots", "variance"), **results, "EPS": 1e-5, **finish}
+            {**dict.fromkeys(("totals", "dots", "variance", *results), accumulator)}
+            | {"EPS": 1e-5, **finish}
         ],
         "batch_norm_kernels.batch_norm_grad_kernel": [
             {**data("grad", "x", "addend", "grad_x"), **channels, **results}
             | {"elements": 49, "RELU": True, **maps[0]},
             {**data("grad", "x", "grad_x"), "addend": None, **channels, **results}
             | {"elements": 128 * 56 * 56, "RELU": True, **maps[1]},
-            {**data("grad", "x", "grad_x"), "addend": None, **plain}
-            | {"sum_grad": None, "sum_grad_xhat": None, "elements": 1, "RELU": False, **maps[1]},
+            {"grad": other, "x": other, "grad_x": other, "addend": None, **plain}
+            | {"sum_grad": None, "sum_grad_xhat": None, "elements": 1, "RELU": False, **maps[2]},
         ],
     }
 
@@ -223,16 +237,20 @@ def launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]]]:
     grad_channel = {**data("grad", "x"), **gates, **maps, **stride}
     finish = {"count": 8 * 196, "splits": 32, "BLOCK_SPLITS": 32}
     gate = {"n": 2**20, "RESIDUAL": True, "BLOCK": attention_gate.BLOCK}
-    # "channel" over columns, "spatial" along rows and over columns.
+    # "channel" over columns, "spatial" along rows and over columns; short rows in packs of 2, held,
+    # of which Triton 3.6 once refused some.
     groups = [
         {"members": 1024, "inner": 196, "groups": 196, "RESIDUAL": True, "ACTIVATION": 1},
         {"members": 196, "inner": 1, "groups": 1024, "RESIDUAL": True, "ACTIVATION": 2},
         {"members": 196, "inner": 1024, "groups": 32768, "RESIDUAL": True, "ACTIVATION": 2},
+        {"members": 6, "inner": 1, "groups": 4096, "RESIDUAL": True, "ACTIVATION": 1},
+        {"members": 6, "inner": 1, "groups": 4096, "RESIDUAL": True, "ACTIVATION": 2},
     ]
     for launch in groups:
         launch.update(
             attention_gate._tile_sizes(launch["members"], launch["inner"], launch["groups"])
         )
+    assert {"UNIT": 2, "GROUPS": 128, "HELD": True}.items() <= groups[-1].items()
     return {
         "attention_gate.attention_gate_kernel": [{**data("logits", "trunk", "out"), **gate}],
         "attention_gate.attention_gate_backward_kernel": [
