@@ -64,7 +64,9 @@ def test_every_cuda_kernel_is_reported_and_none_spills() -> None:
         for target, used in on.items():
             assert 0 < used["registers"] <= 255
             assert used["local_bytes"] == 0, (kernel, target)
-            if target == "sm_90" and "double" not in kernel:
+            # Partial means are merged in float64, whose division is a call.
+            wide = "double" in kernel or kernel.startswith("finish_batch_kernel")
+            if target == "sm_90" and not wide:
                 # Spilled registers are on the stack; so are float64's calls of exp and division.
                 assert used["stack_bytes"] == 0, kernel
 
