@@ -11,6 +11,7 @@ from torch.library import opcheck
 import ran_kernels
 from ran_kernels import reference
 
+from ..watching import saved_by
 from .harness import (
     DTYPES,
     LAYOUTS,
@@ -237,15 +238,8 @@ def test_empty(place: Place, shape: tuple[int, ...]) -> None:
 
 @kernels
 def test_only_logits_and_trunk_are_saved_for_backward(place: Place) -> None:
-    saved: list[Tensor] = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append(t)
-        return t
-
     logits, trunk = (t.requires_grad_() for t in inputs(device=place.device))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        place.run(ran_kernels.attention_gate, logits, trunk)
+    saved = saved_by(lambda: place.run(ran_kernels.attention_gate, logits, trunk))
     assert {t.data_ptr() for t in saved} == {logits.data_ptr(), trunk.data_ptr()}
 
 

@@ -1,19 +1,18 @@
 """Batch normalisation with ReLU and additions on every backend against plain PyTorch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.library import opcheck
 
 import ran_kernels
 from ran_kernels import reference
 from ran_kernels.batch_norm_parts import BATCH_NORM_STATISTICS
 
+from ..watching import kept_by
 from .cbam_cases import NATIVE_LAYOUTS, SHAPES, features, fits
 from .harness import (
     DTYPES,
@@ -200,19 +199,6 @@ def test_a_result_that_rounds_to_zero_lets_nothing_through(
         assert torch.equal(grad != 0, out > 0)
 
 
-def _kept(run: Callable[[], Any]) -> dict[int, Tensor]:
-    """The storages that the graph of run() keeps, without those of parameters."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t
-        return t
-
-    with saved_tensors_hooks(keep, lambda t: t):
-        run()
-    return kept
-
-
 @kernels
 @pytest.mark.parametrize(
     ("name", "images_kept"),
@@ -223,10 +209,9 @@ def test_what_is_kept(place: Place, name: str, images_kept: int) -> None:
     given = [t.requires_grad_() for t in images(name, (2, 3, 32, 32), device=place.device)]
     small = [t.requires_grad_() for t in affine(given[0])]
     op = called(ran_kernels, name, training=True)
-    outs: list[Any] = []
-    kept = _kept(lambda: outs.append(place.run(op, *given, *small)))
-    assert sum(t.numel() == given[0].numel() for t in kept.values()) == images_kept
-    assert sum(t.numel() for t in kept.values()) <= images_kept * given[0].numel() + 4 * 3
+    kept = kept_by(lambda: place.run(op, *given, *small))
+    assert sum(t.numel() == given[0].numel() for t in kept) == images_kept
+    assert sum(t.numel() for t in kept) <= images_kept * given[0].numel() + 4 * 3
 
 
 @kernels

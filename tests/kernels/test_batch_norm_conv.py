@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import ran_kernels
 from ran_kernels import Convolution, reference
 from ran_kernels.nn import add_norm_relu_conv, norm_relu_conv
 
+from ..watching import Calls, kept_by
 from .cbam_cases import NATIVE_LAYOUTS, features
 from .harness import DTYPES, LAYOUTS, Place, check_against_reference, kernels, outputs_and_grads
 from .norm_cases import CONVOLVED, affine, called, convolutions, images, running
@@ -162,18 +161,6 @@ def test_gradients_of_some_inputs_and_results_alone(place: Place, name: str) -> 
             torch.testing.assert_close(*found)
 
 
-class _Calls(TorchDispatchMode):
-    """Counts calls by operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
 @kernels
 @each_function
 def test_the_activation_is_computed_again_for_weights_alone(place: Place, name: str) -> None:
@@ -183,27 +170,14 @@ def test_the_activation_is_computed_again_for_weights_alone(place: Place, name: 
         leaves = [t.requires_grad_(i < count + 2 or not frozen) for i, t in enumerate(given)]
         outs = place.run(_op(ran_kernels, name, "two", training=True), *leaves)
         needed = [t for t in leaves if t.requires_grad]
-        with _Calls() as calls:
+        with Calls() as calls:
             place.run(torch.autograd.grad, sum(t.sin().sum() for t in outs), needed)
-        assert calls.names.count("ran::batch_norm_apply") == (0 if frozen else 1)
-        assert calls.names.count("ran::batch_norm_grad") == 1
-
-
-def _kept(run: Callable[[], Any]) -> list[Tensor]:
-    """What the graph of run() keeps, a storage each."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t
-        return t
-
-    with saved_tensors_hooks(keep, lambda t: t):
-        run()
-    return list(kept.values())
+        assert calls.counts["ran::batch_norm_apply"] == (0 if frozen else 1)
+        assert calls.counts["ran::batch_norm_grad"] == 1
 
 
 def _require_one_image_kept(name: str, leaves: list[Tensor], run: Callable[..., Any]) -> None:
-    kept = _kept(lambda: run(*leaves))
+    kept = kept_by(lambda: run(*leaves))
     image = leaves[0].numel()
     assert sum(t.numel() == image for t in kept) == 1
     parameters = sum(t.numel() for t in leaves[CONVOLVED[name] :])

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import ran_kernels
 from ran_kernels.nn import CBAM
 
+from ..watching import saved_by
 from .cbam_cases import NATIVE_LAYOUTS, features
 from .harness import LAYOUTS, Place, everywhere, kernels, relative_error
 
@@ -185,15 +186,10 @@ def test_keeps_x_and_two_percent_for_the_backward_pass(
     module = CBAM(shape[1]).to(place.device)
     own = {p.data_ptr() for p in [*module.parameters(), *module.buffers()]}
     x = features(shape, device=place.device).requires_grad_()
-    saved: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        saved[t.data_ptr()] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = place.run(module, x, x, relu)
-    for pointer in (x.data_ptr(), *([out.data_ptr()] if relu else [])):
+    outs: list[Tensor] = []
+    all_saved = saved_by(lambda: outs.append(place.run(module, x, x, relu)))
+    saved = {t.data_ptr(): t for t in all_saved}
+    for pointer in (x.data_ptr(), *([outs[0].data_ptr()] if relu else [])):
         del saved[pointer]
     kept = sum(t.nbytes for pointer, t in saved.items() if pointer not in own)
     assert kept <= share * x.nbytes

@@ -12,6 +12,7 @@ from torch.library import opcheck
 import ran_kernels
 from ran_kernels import reference
 
+from ..watching import saved_by
 from .cbam_cases import (
     NATIVE_LAYOUTS,
     SHAPES,
@@ -155,16 +156,10 @@ def test_the_shortcuts_gradient_is_the_incoming_one(place: Place) -> None:
 @kernels
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 def test_saved_for_backward(place: Place, relu: bool) -> None:
-    saved: list[Tensor] = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append(t)
-        return t
-
     leaves = [t.requires_grad_() for t in inputs(device=place.device) if t is not None]
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = place.run(gate(relu), *leaves)
-    expected = {t.data_ptr() for t in leaves[:3]} | ({out.data_ptr()} if relu else set())
+    outs: list[Tensor] = []
+    saved = saved_by(lambda: outs.append(place.run(gate(relu), *leaves)))
+    expected = {t.data_ptr() for t in leaves[:3]} | ({outs[0].data_ptr()} if relu else set())
     assert {t.data_ptr() for t in saved} == expected
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import ran_kernels
 from ran_kernels import Convolution, reference
 from ran_kernels.norm_relu_conv_parts import out_size
 
+from ..watching import kept_by
 from .cbam_cases import features
 from .harness import Place, triton_only
 from .norm_cases import affine, running
@@ -214,19 +214,13 @@ def test_gradients_of_some_inputs_and_results_alone(place: Place) -> None:
 @triton_only
 def test_what_is_kept(place: Place) -> None:
     given = [t.requires_grad_() for t in inputs("two", False, torch.float32, place.device)]
-    kept: dict[int, Tensor] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t
-        return t
-
-    with saved_tensors_hooks(keep, lambda t: t):
-        x, pairs = given[0], zip(given[3:], CONVS["two"], strict=True)
-        convs = [Convolution(weight, None, stride) for weight, (_, stride) in pairs]
-        place.run(
-            ran_kernels.norm_relu_conv, x, None, None, *given[1:3], convs=convs, training=True
-        )
-    sizes = sorted(t.numel() for t in kept.values())
+    x, pairs = given[0], zip(given[3:], CONVS["two"], strict=True)
+    convs = [Convolution(weight, None, stride) for weight, (_, stride) in pairs]
+    norm = (None, None, *given[1:3])
+    kept = kept_by(
+        lambda: place.run(ran_kernels.norm_relu_conv, x, *norm, convs=convs, training=True)
+    )
+    sizes = sorted(t.numel() for t in kept)
     assert sizes == sorted([x.numel(), *(t.numel() for t in given[1:]), X[1], X[1]])
 
 

@@ -16,6 +16,7 @@ import ran_kernels
 from ran_kernels import reference
 from ran_kernels.layouts import memory_format_of
 
+from ..watching import saved_by
 from .harness import (
     DTYPES,
     LAYOUTS,
@@ -211,16 +212,11 @@ def test_empty(place: Place, shape: tuple[int, int]) -> None:
 
 @kernels
 def test_nothing_is_saved_and_skips_gradient_is_not_copied(place: Place) -> None:
-    saved: list[Tensor] = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append(t)
-        return t
-
     x, skip = (t.requires_grad_() for t in inputs(device=place.device))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = place.run(ran_kernels.upsample_add, x, skip)
+    outs: list[Tensor] = []
+    saved = saved_by(lambda: outs.append(place.run(ran_kernels.upsample_add, x, skip)))
     assert saved == []
+    (out,) = outs
     grad = torch.randn_like(out)
     _, of_skip = torch.autograd.grad(out, (x, skip), grad)
     assert of_skip.data_ptr() == grad.data_ptr()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import ran
+from tests.watching import kept_by
 
 #: What torch.export says of an image whose size its graph is not for.
 GUARD = "Guard failed"
@@ -74,15 +75,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 def stored(model: nn.Module, x: Tensor) -> int:
     """Bytes that the forward keeps for the backward, weights included once."""
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(sizes.values())
+    return sum(t.untyped_storage().nbytes() for t in kept_by(lambda: model(x)))
 
 
 def check_export(model: nn.Module, example: Tensor, shapes: list[tuple[int, ...]]) -> None:

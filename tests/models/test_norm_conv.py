@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ran
 import ran_kernels
@@ -17,6 +16,7 @@ from ran.models.attention import MaskHead
 from ran.models.cbam_resnet import CbamBottleneck
 from ran.models.modes import set_norm_conv
 from ran.models.units import PreActUnit, ResNeXtUnit
+from tests.watching import Calls
 
 needs_interpreter = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
@@ -74,26 +74,14 @@ def _image() -> Tensor:
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
-class _Calls(TorchDispatchMode):
-    """Operators that were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
 def _trained(unit: nn.Module) -> tuple[list[Tensor], int]:
     """Result and gradients, statistics afterwards, and how many products the forward has."""
     x = _image()
     with ran_kernels.backend("triton"):
-        with _Calls() as calls:
+        with Calls() as calls:
             out = unit(x)
         grads = torch.autograd.grad(out.sin().sum(), [x, *unit.parameters()])
-    products = calls.names.count("ran::norm_relu_conv")
+    products = calls.counts["ran::norm_relu_conv"]
     return [out.detach(), *grads, *(b.clone() for b in unit.buffers())], products
 
 
