@@ -81,23 +81,6 @@ struct Channels {
   BatchNormChannels args;
 };
 
-// Runs cpu::op or cuda::op on `args` for the features `f`, as in cbam.cpp.
-#define RAN_RUN(op)                                 \
-  on_device_of(                                     \
-      f.x,                                          \
-      #op,                                          \
-      [&] { cpu::op(f.dtype, f.shape, args); },     \
-      [&](void* stream) { return cuda::op(f.dtype, f.shape, args, stream); })
-#define RAN_RUN_WITH_WORKSPACE(op)                                                        \
-  on_device_of(                                                                           \
-      f.x,                                                                                \
-      #op,                                                                                \
-      [&] { cpu::op(f.dtype, f.shape, args); },                                           \
-      [&](void* stream) {                                                                 \
-        Tensor workspace = workspace_like(f.x, cuda::op##_workspace(f.dtype, f.shape));   \
-        return cuda::op(f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);    \
-      })
-
 std::tuple<Tensor, Tensor, Tensor> batch_norm_statistics(
     const Tensor& given, const OptionalTensor& addend) {
   const Features f(given, "batch_norm_statistics");

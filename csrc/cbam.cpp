@@ -65,24 +65,6 @@ const int32_t* indices(const OptionalTensor& t) {
   return static_cast<const int32_t*>(pointer(t));
 }
 
-// Runs cpu::op or cuda::op on `args` for the features `f`. Macros, because the two functions, the
-// workspace's size and an error bear the operator's one name.
-#define RAN_RUN(op)                                 \
-  on_device_of(                                     \
-      f.x,                                          \
-      #op,                                          \
-      [&] { cpu::op(f.dtype, f.shape, args); },     \
-      [&](void* stream) { return cuda::op(f.dtype, f.shape, args, stream); })
-#define RAN_RUN_WITH_WORKSPACE(op)                                                        \
-  on_device_of(                                                                           \
-      f.x,                                                                                \
-      #op,                                                                                \
-      [&] { cpu::op(f.dtype, f.shape, args); },                                           \
-      [&](void* stream) {                                                                 \
-        Tensor workspace = workspace_like(f.x, cuda::op##_workspace(f.dtype, f.shape));   \
-        return cuda::op(f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);    \
-      })
-
 std::tuple<Tensor, Tensor, Tensor> channel_pool(const Tensor& given) {
   const Features f(given, "channel_pool");
   Tensor mean = torch::stable::new_empty(f.x, {f.shape.n, f.shape.c});

@@ -99,3 +99,21 @@ inline Tensor workspace_like(const Tensor& x, int64_t bytes) {
 }
 
 }  // namespace ran
+
+// Runs cpu::op or cuda::op on `args` for the features `f`. Macros, because the two functions, the
+// workspace's size and an error bear the operator's one name.
+#define RAN_RUN(op)                                 \
+  on_device_of(                                     \
+      f.x,                                          \
+      #op,                                          \
+      [&] { cpu::op(f.dtype, f.shape, args); },     \
+      [&](void* stream) { return cuda::op(f.dtype, f.shape, args, stream); })
+#define RAN_RUN_WITH_WORKSPACE(op)                                                        \
+  on_device_of(                                                                           \
+      f.x,                                                                                \
+      #op,                                                                                \
+      [&] { cpu::op(f.dtype, f.shape, args); },                                           \
+      [&](void* stream) {                                                                 \
+        Tensor workspace = workspace_like(f.x, cuda::op##_workspace(f.dtype, f.shape));   \
+        return cuda::op(f.dtype, f.shape, args, workspace.mutable_data_ptr(), stream);    \
+      })

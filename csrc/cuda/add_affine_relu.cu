@@ -10,7 +10,6 @@ struct Affine {
   A scale;
   A shift;
 };
-struct Nothing {};
 
 template <typename T_, bool kAdd>
 struct AddAffineReluOp {

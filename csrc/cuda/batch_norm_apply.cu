@@ -4,8 +4,6 @@
 namespace ran::cuda {
 namespace {
 
-struct Nothing {};
-
 template <typename T_, bool kShortcut>
 struct BatchNormApplyOp {
   using T = T_;

@@ -24,6 +24,9 @@ namespace ran::cuda {
 // The shared memory of a block for the terms of the rows it walks.
 constexpr int64_t kRowBytes = 28 * 1024;
 
+// What channels or positions need where that is nothing.
+struct Nothing {};
+
 // Channels or positions first, first + 1, ..., first + V - 1 of a sample.
 template <bool kChannels, typename Op, typename F, int V>
 __device__ __forceinline__ void terms(const Op& op, int64_t sample, int first, F (&f)[V]) {
