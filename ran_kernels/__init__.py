@@ -3,8 +3,8 @@
 Every operator is differentiable, but `add_affine_relu`, `affine_relu` and `conv_gate`, which are
 for inference. Each has three implementations: the compiled extension (C++ and CUDA), which lacks
 `conv_gate` and `norm_relu_conv`, Triton, and a plain PyTorch reference that defines what is
-correct. See
-`ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this machine has.
+correct. See `ran_kernels.backend` for choosing one and ``python -m ran_kernels`` for what this
+machine has.
 """
 
 import torch.fx

@@ -23,6 +23,7 @@ from .batch_norm_node import (
     of_reference,
     prepare,
     unpack,
+    ways_into,
 )
 from .checks import promote, require_same_image
 from .layouts import dense_layout
@@ -191,18 +192,6 @@ def _run(
     return apply(dense_layout(x), addend, shortcut, *channels, backend, *options)
 
 
-# Dynamo keeps out of it and AOTAutograd traces it, as it does CBAM's node.
-@torch.compiler.allow_in_graph
-def _apply(*arguments: Any) -> Any:
-    return _BatchNorm.apply(*arguments)
-
-
-# Communication is no operation on tensors: torch.compile breaks the graph here.
-@torch.compiler.disable
-def _apply_untraced(*arguments: Any) -> Any:
-    return _BatchNorm.apply(*arguments)
-
-
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -233,3 +222,6 @@ class _BatchNorm(torch.autograd.Function):
             *(found.shortcut, None, None, found.weight, found.bias),
             *[None] * (len(ctx.options) + 3),
         )
+
+
+_apply, _apply_untraced = ways_into(_BatchNorm)

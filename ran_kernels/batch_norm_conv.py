@@ -27,6 +27,7 @@ from .batch_norm_node import (
     of_reference,
     prepare,
     unpack,
+    ways_into,
 )
 from .checks import autocast_dtype, promote, require_device, require_same_image, require_tensor
 from .layouts import dense_layout
@@ -204,17 +205,6 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     return (pair[0], pair[1])
 
 
-# As in `ran_kernels.batch_norm`: one way is traced, communication is not.
-@torch.compiler.allow_in_graph
-def _apply(*arguments: Any) -> Any:
-    return _BatchNormConv.apply(*arguments)
-
-
-@torch.compiler.disable
-def _apply_untraced(*arguments: Any) -> Any:
-    return _BatchNormConv.apply(*arguments)
-
-
 class _BatchNormConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, addend: Tensor | None, *arguments: Any) -> Any:
@@ -247,6 +237,9 @@ class _BatchNormConv(torch.autograd.Function):
             *[None] * (len(ctx.options) + 4),
             *of_operands,
         )
+
+
+_apply, _apply_untraced = ways_into(_BatchNormConv)
 
 
 def _convolutions_backward(

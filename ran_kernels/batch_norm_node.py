@@ -4,7 +4,7 @@
 one that convolves its result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -93,7 +93,7 @@ def prepare(
         process_group=batch_norm_sync.shared(options.process_group) if options.training else None
     )
     alone = options.process_group is None
-    values = _values(x)
+    values = values_of(x)
     if options.training and alone and values == 1:
         raise ValueError(
             f"{x_name}: expected more than 1 value per channel when training, "
@@ -110,6 +110,22 @@ def unpack(arguments: Sequence[Any]) -> tuple[Channels, str, Options, Sequence[A
     end = after + 1 + len(Options._fields)
     channels, options = Channels(*arguments[:after]), Options(*arguments[after + 1 : end])
     return channels, arguments[after], options, arguments[end:]
+
+
+def ways_into(node: type[torch.autograd.Function]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``node.apply`` as torch.compile traces it, and for statistics of several processes."""
+
+    # Dynamo keeps out of it and AOTAutograd traces it, as it does CBAM's node.
+    @torch.compiler.allow_in_graph
+    def traced(*arguments: Any) -> Any:
+        return node.apply(*arguments)
+
+    # Communication is no operation on tensors: torch.compile breaks the graph here.
+    @torch.compiler.disable
+    def untraced(*arguments: Any) -> Any:
+        return node.apply(*arguments)
+
+    return traced, untraced
 
 
 def of_reference(options: Options) -> dict[str, Any]:
@@ -159,7 +175,7 @@ def measured(
 
     In training the running statistics are updated.
     """
-    count: int | Tensor = _values(x)
+    count: int | Tensor = values_of(x)
     if options.training:
         if channels.mean is not None and channels.variance is not None and addend is None:
             wide = computing_dtype(x.dtype)
@@ -168,7 +184,7 @@ def measured(
             total, mean, variance = parts.statistics(x, addend)
         if options.process_group is not None:
             mean, variance, count = batch_norm_sync.merge_statistics(
-                mean, variance, _values(x), options.process_group
+                mean, variance, values_of(x), options.process_group
             )
         _update(channels, mean, variance, count, options.momentum)
     else:
@@ -220,7 +236,7 @@ def gradients(
         sums = (sum_grad, sum_grad_xhat) if options.training else None
     elif out is not None:
         grad = aten.threshold_backward(grad, out, 0)
-    count = _values(x)
+    count = values_of(x)
     if sums is not None and kept.total is not None:
         sums, count = batch_norm_sync.mean_sums(*sums, kept.total, options.process_group), 1
     grad_x = grad_weight = grad_bias = None
@@ -235,7 +251,7 @@ def gradients(
     return Gradients(grad_x, grad if needed.shortcut else None, grad_weight, grad_bias)
 
 
-def _values(x: Tensor) -> int:
+def values_of(x: Tensor) -> int:
     """How many a channel has."""
     return x.shape[0] * x.shape[2] * x.shape[3]
 

@@ -35,13 +35,14 @@ def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _per_channel(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[1], dtype=computing_dtype(x.dtype))
+def per_channel(like: Tensor, count: int) -> Tensor:
+    """Uninitialised numbers of channels (count,), in the dtype that `like` is computed in."""
+    return like.new_empty(count, dtype=computing_dtype(like.dtype))
 
 
 def _fake_statistics(x: Tensor, addend: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     total = x.new_empty(0) if addend is None else torch.empty_like(dense_layout(x))
-    return total, _per_channel(x), _per_channel(x)
+    return total, per_channel(x, x.shape[1]), per_channel(x, x.shape[1])
 
 
 def _fake_apply(
@@ -69,7 +70,7 @@ def _fake_reduce(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     masked = x.new_empty(0) if out is None else torch.empty_like(dense_layout(x))
-    return masked, _per_channel(x), _per_channel(x)
+    return masked, per_channel(x, x.shape[1]), per_channel(x, x.shape[1])
 
 
 def _fake_grad(

@@ -50,6 +50,7 @@ from .batch_norm_node import (
     norm_of,
     prepare,
     unpack,
+    ways_into,
 )
 from .checks import autocast_dtype, require_shape, require_tensor
 from .layouts import memory_format_of
@@ -223,17 +224,6 @@ def _threes(results: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
     return list(zip(results[::3], results[1::3], results[2::3], strict=True))
 
 
-# As in `ran_kernels.batch_norm`: one way is traced, communication is not.
-@torch.compiler.allow_in_graph
-def _apply(*arguments: Any) -> Any:
-    return _NormReluConv.apply(*arguments)
-
-
-@torch.compiler.disable
-def _apply_untraced(*arguments: Any) -> Any:
-    return _NormReluConv.apply(*arguments)
-
-
 class _NormReluConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, addend: Tensor | None, *arguments: Any) -> Any:
@@ -298,6 +288,9 @@ class _NormReluConv(torch.autograd.Function):
             *[None] * (len(options) + 3),
             *grad_weights,
         )
+
+
+_apply, _apply_untraced = ways_into(_NormReluConv)
 
 
 class _Product(NamedTuple):

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .batch_norm_parts import computing_dtype
+from .batch_norm_parts import per_channel
 from .library import OPERATORS, define
 
 # The functions that people call are made of all four.
@@ -39,12 +39,9 @@ def out_size(size: Sequence[int], stride: int) -> tuple[int, int]:
     return (height - 1) // stride + 1, (width - 1) // stride + 1
 
 
-def _image(like: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+def new_image(like: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised, channels_last, of this size and dtype on `like`'s device."""
     return torch.empty(size, dtype=dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def _channels(like: Tensor, count: int) -> Tensor:
-    return like.new_empty(count, dtype=computing_dtype(like.dtype))
 
 
 def _fake(
@@ -60,8 +57,8 @@ def _fake(
     measure: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = conv.shape[0]
-    y = _image(x, (x.shape[0], out, *out_size(x.shape[2:], stride)), conv.dtype)
-    return y, _channels(y, out if measure else 0), _channels(y, out if measure else 0)
+    y = new_image(x, (x.shape[0], out, *out_size(x.shape[2:], stride)), conv.dtype)
+    return y, per_channel(y, out if measure else 0), per_channel(y, out if measure else 0)
 
 
 def _fake_reduce(
@@ -76,8 +73,8 @@ def _fake_reduce(
     eps: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    masked = _image(x, x.shape, x.dtype) if keep else x.new_empty(0)
-    return masked, _channels(x, x.shape[1]), _channels(x, x.shape[1])
+    masked = new_image(x, x.shape, x.dtype) if keep else x.new_empty(0)
+    return masked, per_channel(x, x.shape[1]), per_channel(x, x.shape[1])
 
 
 def _fake_grad(
@@ -97,7 +94,7 @@ def _fake_grad(
     eps: float,
 ) -> Tensor:
     dtype = conv.dtype if x is None else x.dtype
-    return _image(grad, (grad.shape[0], conv.shape[1], *size), dtype)
+    return new_image(grad, (grad.shape[0], conv.shape[1], *size), dtype)
 
 
 def _fake_weight(

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import backends
 from .batch_norm import add_batch_norm_relu, batch_norm, batch_norm_add_relu, batch_norm_relu
 from .batch_norm_conv import Convolution, add_batch_norm_relu_conv2d, batch_norm_relu_conv2d
+from .batch_norm_node import values_of
 from .layouts import memory_format_of
 from .norm_relu_conv import Measured, conv_statistics
 from .norm_relu_conv import norm_relu_conv as norm_relu_product
@@ -226,9 +227,8 @@ def _options(norm: nn.Module, *images: Tensor) -> dict[str, Any] | None:
     # As PyTorch's forward: statistics that a layer has but does not track are for evaluation alone.
     training = norm.training or (mean is None and var is None)
     tracked = not norm.training or norm.track_running_stats
-    n, _, h, w = images[0].shape
     group = _process_group(norm) if training else None
-    if training and n * h * w == 1 and group is None:
+    if training and values_of(images[0]) == 1 and group is None:
         return None  # the layer says what is wrong
     if norm.training and norm.track_running_stats and counted is not None:
         counted.add_(1)

@@ -31,9 +31,14 @@ def set_norm_conv(model: nn.Module, enable: bool | None) -> None:
     Raises ValueError where it is none of these.
     """
     require_choice("norm_conv", (None, False, True), enable)
+    if enable is not None:
+        _set_in_units(model, "norm_conv", enable)
+
+
+def _set_in_units(model: nn.Module, name: str, value: bool) -> None:
     for module in model.modules():
-        if enable is not None and hasattr(type(module), "norm_conv"):
-            module.norm_conv = enable  # type: ignore[assignment]
+        if hasattr(type(module), name):
+            setattr(module, name, value)
 
 
 @contextmanager
@@ -101,7 +106,5 @@ def set_recomputing(model: nn.Module, enable: bool | str) -> bool:
     changes nothing, where it is neither "norms" nor a bool.
     """
     require_choice("enable", (False, True, "norms"), enable)
-    for module in model.modules():
-        if hasattr(type(module), "recompute_norms"):
-            setattr(module, "recompute_norms", enable == "norms")  # noqa: B010
+    _set_in_units(model, "recompute_norms", enable == "norms")
     return bool(enable) and enable != "norms"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import backends, norms
 from ..batch_norm import batch_norm_add_relu as fused_add_relu
 from ..batch_norm import batch_norm_relu as fused_relu
+from ..batch_norm_node import values_of
 from ..parts import are_plain
 
 norm_relu = norms.norm_relu
@@ -73,8 +74,7 @@ def _options(
     """The operators' arguments, None where PyTorch's own function must run."""
     if x.dim() != 4 or not are_plain(x, running_mean, running_var, weight, bias):
         return None
-    single = x.shape[0] * x.shape[2] * x.shape[3] == 1
-    if (training and single) or (running_mean is None and not training):
+    if (training and values_of(x) == 1) or (running_mean is None and not training):
         return None  # PyTorch's says what is wrong
     if backends.choose("batch_norm", x) == "reference":
         return None

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..norm_relu_conv_parts import out_size
+from ..norm_relu_conv_parts import new_image, out_size
 from .batch_norm import VANISHES
 from .common import accumulator, contiguous, device_of
 from .norm_relu_conv_kernels import (
@@ -100,8 +100,8 @@ def _last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def _image(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(size, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+def _last_or_none(t: Tensor | None) -> Tensor | None:
+    return None if t is None else _last(t)
 
 
 def _options(t: Tensor, dtype: torch.dtype) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def norm_relu_conv(
     x = _last(x)
     n, channels, height, width = x.shape
     size, out = (height, width), conv.shape[0]
-    y = _image(x, (n, out, *out_size(size, stride)), conv.dtype)
+    y = new_image(x, (n, out, *out_size(size, stride)), conv.dtype)
     y_mean, y_variance = (accumulator(y, (out if measure else 0,)) for _ in range(2))
     if not y.numel():
         return y, y_mean.zero_(), y_variance.zero_()
@@ -186,7 +186,7 @@ def norm_relu_conv(
             *map(contiguous, (mean, variance, weight, bias)),
             conv.contiguous(),
             None,
-            None if addend is None else _last(addend),
+            _last_or_none(addend),
             None,
             y,
             *(means, squares) if measure else (None, None),
@@ -282,7 +282,7 @@ def norm_relu_conv_grad(
     """Implements ``ran::norm_relu_conv_grad.triton``."""
     out, channels = conv.shape
     dtype = conv.dtype if x is None else x.dtype
-    grad_x = _image(grad, (grad.shape[0], channels, *size), dtype)
+    grad_x = new_image(grad, (grad.shape[0], channels, *size), dtype)
     if not grad_x.numel():
         return grad_x
     images = 1 + sum(t is not None for t in (x, addend))
@@ -293,7 +293,7 @@ def norm_relu_conv_grad(
     with device_of(grad):
         norm_relu_conv_grad_kernel[grid](
             _last(grad),
-            *(None if t is None else _last(t) for t in (x, addend)),
+            *map(_last_or_none, (x, addend)),
             *map(contiguous, (mean, variance, weight, bias, sum_grad, sum_grad_xhat, conv)),
             grad_x,
             count,
