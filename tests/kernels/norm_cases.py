@@ -78,10 +78,11 @@ def called(
         x = tensors[0]
         assert x is not None
         operands = iter(tensors[count + 2 :])
-        convs = [
-            Convolution(next(operands), next(operands) if has_bias else None, *rest)
-            for _, _, has_bias, *rest in forms
-        ]
+        convs = []
+        for _, _, has_bias, *rest in forms:
+            weight = next(operands)
+            assert weight is not None
+            convs.append(Convolution(weight, next(operands) if has_bias else None, *rest))
         channels = [*(statistics or running(x)), *tensors[count : count + 2]]
         more = {"convs": convs} if forms else {}
         return getattr(module, name)(*tensors[:count], *channels, **more, **options)

@@ -143,7 +143,9 @@ def test_the_bits_of_the_operators_one_by_one(
 def test_gradients_of_some_inputs_and_results_alone(place: Place, name: str) -> None:
     everything = _inputs(name, "two", torch.float32, place.device)
     results = len(_op(reference, name, "two", training=True)(*everything))
-    asked = [(i, range(results)) for i in range(len(everything))]
+    asked: list[tuple[int | None, Sequence[int]]] = [
+        (i, range(results)) for i in range(len(everything))
+    ]
     asked += [(None, [i]) for i in range(results)]
     for training in (True, False):
         for wanted, used in place.share(asked, CONVOLVED[name], training):
@@ -354,7 +356,7 @@ def _trained(unit: nn.Module, call: Callable[..., Any], steps: int = 3) -> list[
         found += [*outs, *grads]
         with torch.no_grad():
             for p, grad in zip(wanted, grads[1:], strict=True):
-                p -= 0.01 * grad
+                p.sub_(grad, alpha=0.01)
     return [*found, *unit.state_dict().values()]
 
 
