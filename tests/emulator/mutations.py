@@ -125,7 +125,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the workspace is too small",
-        *("race", "channel_pool", "reduction.cuh", _COUNT, f"{_COUNT[:-1]} - 4;"),
+        *("race", "channel_pool", "reduction.cuh", _COUNT, f"{_COUNT[:-1]} - (most > 0 ? 4 : 0);"),
         *("channel_pool", 150),
     ),
     Mutation(
