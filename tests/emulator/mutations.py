@@ -35,6 +35,7 @@ _TOTAL = "__syncthreads();  // the last total has been read"
 _PARTS = "__syncthreads();\n\n  const int lane"
 _CHANNELS = "__syncthreads();\n#pragma unroll\n    for (int i = 0; i < kHeld"
 _SHARED = "kParts * (kThreads + 1);"
+_SHARED_LESS = "(kParts * (kThreads + 1) - 1) - 4;"  # the last part is unused
 _PLANES = "Op::kPlanes * static_cast<int64_t>(sizeof(typename Op::A));"
 _KEPT = "partials + int64_t{chunk} * g.c + c, stride"
 _PASSING = "relu ? kVanishes<T> :"
@@ -124,7 +125,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the workspace is too small",
-        *("race", "channel_pool", "reduction.cuh", _COUNT, f"{_COUNT[:-1]} - 4;"),
+        *("race", "channel_pool", "reduction.cuh", _COUNT, f"{_COUNT[:-1]} - (most > 0 ? 4 : 0);"),
         *("channel_pool", 150),
     ),
     Mutation(
@@ -161,13 +162,20 @@ MUTATIONS = [
     *(
         _norm(
             f"shared memory too small for a batch's parts, told by {kind}",
-            *("reduce", "reduce_batch.cuh", _SHARED, "kParts * kThreads - 4;", kind),
+            *("reduce", "reduce_batch.cuh", _SHARED, _SHARED_LESS, kind),
         )
         for kind in ("asan", "race")
     ),
     _norm(
         "the workspace of a batch is too small",
-        *("reduce", "reduce_batch.cuh", _PLANES, f"{_PLANES[:-1]} - 4;", "race", 150),
+        *(
+            "reduce",
+            "reduce_batch.cuh",
+            _PLANES,
+            f"{_PLANES[:-1]} - (most > 0 ? 4 : 0);",
+            "race",
+            150,
+        ),
     ),
     *(
         _norm(

@@ -155,9 +155,9 @@ def batch_norm_reduce(trial: Trial, shape: Features = None) -> None:
     grad, x = trial.values((n, c, hw), dtype), trial.values((n, c, hw), dtype, kind)
     norm = Norm.of(trial, dtype, x, kind)
     out = None
-    if trial.chance(0.5):
+    if kind != "vanishing" and trial.chance(0.5):
         out = trial.values((n, c, hw), dtype, trial.pick(["plain", "ties", "special"]))
-    sizes["relu"] = 1 if out is not None else int(trial.random.integers(0, 2))
+    sizes["relu"] = int(out is not None or kind == "vanishing" or trial.chance(0.5))
     inputs: dict[str, Array | None] = {
         "grad": in_memory(grad, sizes),
         "x": in_memory(x, sizes),
@@ -192,7 +192,7 @@ def batch_norm_grad(trial: Trial, shape: Features = None) -> None:
     grad, x = trial.values((n, c, hw), dtype), trial.values((n, c, hw), dtype, kind)
     norm = Norm.of(trial, dtype, x, kind)
     addend = trial.values((n, c, hw), dtype) if trial.chance(0.5) else None
-    sizes["relu"] = int(trial.random.integers(0, 2))
+    sizes["relu"] = int(kind == "vanishing" or trial.chance(0.5))
     inputs: dict[str, Array | None] = {
         "grad": in_memory(grad, sizes),
         "x": in_memory(x, sizes),

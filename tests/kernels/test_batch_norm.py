@@ -99,6 +99,8 @@ def test_a_mean_ten_thousand_deviations_from_zero(
     place: Place, layout: str, shape: tuple[int, ...]
 ) -> None:
     """No worse than twice PyTorch's error, statistics and results, far from zero in any way."""
+    if place.interpreted:
+        shape = (shape[0], 5, *shape[2:])  # of fewer channels as many parts
     x = features(shape, device=place.device, layout=layout) + 1e4
     # One value alone far out: the first, one that statistics may be taken from, or any other.
     ends = (None, (0, 0, 0, 0), (0, 0, shape[2] // 2, shape[3] // 2), (1, 2, 5, 3))

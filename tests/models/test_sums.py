@@ -128,7 +128,8 @@ def test_a_layer_put_into_the_stem_is_called() -> None:
     torch.testing.assert_close(got, plain.tanh())
     model.stem.act = nn.GELU()
     got = model.forward_intermediates(X, indices=[0], intermediates_only=True)[0]
-    torch.testing.assert_close(got, F.gelu(model.stem.norm(model.stem.conv(X))).tanh())
+    stem: Any = model.stem
+    torch.testing.assert_close(got, F.gelu(stem.norm(stem.conv(X))).tanh())
 
 
 @each_family
