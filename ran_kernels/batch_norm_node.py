@@ -214,8 +214,10 @@ def _update(
 ) -> None:
     if channels.running_mean is not None and channels.running_var is not None:
         unbiased = variance * (count / (count - 1))
-        channels.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-        channels.running_var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
+        # As PyTorch's, which keeps them for its backward though it does not read them there: a layer
+        # that is called for itself in the same step would find that they have changed.
+        channels.running_mean.data.mul_(1 - momentum).add_(mean, alpha=momentum)
+        channels.running_var.data.mul_(1 - momentum).add_(unbiased, alpha=momentum)
 
 
 def _require_channels(x_name: str, x: Tensor, channels: Channels, training: bool) -> None:
