@@ -41,6 +41,8 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 
 def answer(module: Any, name: str) -> Any:
     """What `module` answers now when it is asked for `name`, to be compared with what it did."""
+    if name == "forward" and name not in vars(module):
+        return kind_of(module).forward
     value = getattr(module, name, MISSING)
     if isinstance(value, torch.Tensor):
         return PRESENT
@@ -72,6 +74,8 @@ def read(answers: Answers, copies: Copies, path: Path, module: nn.Module, name: 
             tensor = {**own["_buffers"], **own["_parameters"]}.get(name, MISSING)
             answers.values[path, name] = PRESENT if isinstance(tensor, torch.Tensor) else tensor
         raise
+    if name == "forward" and name not in vars(module):
+        value = types.MethodType(kind_of(module).forward, module)
     if (path, name) == ((), "training"):
         return value
     if _is_plain(value):

@@ -138,7 +138,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_modules=())
         self.names, self.kind, self.inline, self.found = names, kind, inline, found
         self.asked = False
-        self.answers = Answers({}, {}, {})
+        self.answers = Answers({}, {}, {((), "forward"): kind_of(module).forward})
         self.copies: Copies = {}
         self.paths: dict[nn.Module, Path] = {
             part: tuple(name.split(".")) if name else () for name, part in module.named_modules()
@@ -197,6 +197,7 @@ class _Tracer(fx.Tracer):
             raise UnusualError("its forward calls a module that is no part of it")
         self.answers.kinds[self.paths[m]] = kind_of(m)
         if self.paths[m] in self.inline:
+            self.answers.values[self.paths[m], "forward"] = kind_of(m).forward
             return super().call_module(m, forward, args, kwargs)
         with self.aside():
             return super().call_module(m, forward, args, kwargs)
@@ -233,7 +234,8 @@ def _reading(tracer: _Tracer) -> Iterator[None]:
         return getattr(tracer.reads, "on", False)  # of this thread: others may be at work
 
     def get(module: nn.Module, name: str) -> Any:
-        if not on() or name.startswith("__") or module not in tracer.paths:
+        asked = on() and not name.startswith("__") and module in tracer.paths
+        if not asked or sys._getframe(1).f_globals.get("__name__") == "torch.fx._symbolic_trace":
             return object.__getattribute__(module, name)
         with tracer.aside():
             return read(tracer.answers, tracer.copies, tracer.paths[module], module, name)

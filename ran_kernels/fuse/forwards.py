@@ -27,7 +27,6 @@ class Way(NamedTuple):
     kind: type  # of the first argument
     training: bool
     run: Callable[..., Any]
-    forwards: tuple[tuple[Path, Any], ...]  # that were followed, by the part they belong to
     plain: tuple[Path, ...]  # parts that it does not call, so must work plainly
     exact: tuple[tuple[Path, tuple[type[nn.Module], ...]], ...]
     kinds: tuple[tuple[Path, type[nn.Module]], ...]
@@ -177,14 +176,9 @@ def _way(
     )
     children = tuple(answers.names.items())
     values = tuple((*where, value) for where, value in answers.values.items())
-    forwards = tuple((path, _forward(_part(module, path))) for path in ((), *sorted(inline)))
     run = type(fx.GraphModule(module, graph)).forward
-    made = Way(kind, training, run, forwards, plain, exact, kinds, children, values)
+    made = Way(kind, training, run, plain, exact, kinds, children, values)
     return found, made, asked
-
-
-def _forward(part: nn.Module) -> Any:
-    return kind_of(part).forward
 
 
 def _exact(part: nn.Module) -> tuple[type[nn.Module], ...]:
@@ -202,9 +196,6 @@ def _holds(way: Way, module: nn.Module) -> bool:
             return False
     for path, kinds in way.exact:
         if type(_part(module, path)) not in kinds:
-            return False
-    for path, forward in way.forwards:
-        if _forward(_part(module, path)) is not forward:
             return False
     for path, name, value in way.values:
         now = answer(_part(module, path), name)

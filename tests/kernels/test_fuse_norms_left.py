@@ -175,9 +175,9 @@ def _may_change(self: Any, x: Tensor) -> Tensor:
 
 #: A forward, and a part of the reason for which its normalisation is left.
 LEFT: dict[str, tuple[Forward, str]] = {
-    "no_grad": (_no_grad, "enters a context"),
-    "autocast": (_autocast, "enters a context"),
-    "saved tensors": (_saved_elsewhere, "enters a context"),
+    "no_grad": (_no_grad, "enters a context or catches errors"),
+    "autocast": (_autocast, "enters a context or catches errors"),
+    "saved tensors": (_saved_elsewhere, "enters a context or catches errors"),
     "decorated": (torch.no_grad()(_used_twice), "sets autocast or the recording of gradients"),
     "gradients": (_asks_for_gradients, "depends on autocast or the recording"),
     "whether autocast": (_asks_for_autocast, "depends on autocast or the recording"),
@@ -185,20 +185,20 @@ LEFT: dict[str, tuple[Forward, str]] = {
     "size": (_size, "torch.fx cannot follow it: symbolically traced variables"),
     "checkpoint": (_checkpoints, "checkpoints"),
     "print": (_prints, "prints"),
-    "attribute": (_sets, "sets its attribute last"),
-    "buffer": (_counts, "sets its attribute seen"),
+    "attribute": (_sets, "sets the attribute last"),
+    "buffer": (_counts, "sets the attribute seen"),
     "list": (_keeps, "changes its attribute kept"),
     "table": (_table, "list or dict with a object"),
     "state": (_state, "reads its attribute held, which holds a Held"),
-    "random": (_random, "draws random numbers"),
+    "random": (_random, "uses the global variable random.random"),
     "noise": (_noise, "makes a tensor of its own"),
     "constant": (_constant, "makes a tensor of its own"),
     "global": (_global, "uses the global variable COUNTS"),
     "sets global": (_sets_global, "uses the global variable total"),
     "derivative": (_derivative, "has a derivative of its own"),
-    "module elsewhere": (_elsewhere, "calls a module that is no part of it"),
+    "module elsewhere": (_elsewhere, "uses the global variable ELSEWHERE"),
     "kind of a result": (_kind_of_result, "asks of which class a result is"),
-    "mark": (_marks, "sets mark of a tensor"),
+    "mark": (_marks, "sets the attribute mark"),
     "used twice": (_used_twice, "the result of bn is used before the ReLU, too"),
     "into the shortcut": (_into_the_shortcut, "bn is added in place to another tensor"),
     "input that changes": (_may_change, "what bn normalises may change before the sum"),
@@ -290,7 +290,7 @@ def test_modules_of_their_own_kind_are_left(name: str) -> None:
 
 
 def _broadcasts(self: Any, x: Tensor) -> Tensor:
-    return F.relu(self.bn(self.conv(x)) + self.bn.weight[:, None, None])
+    return F.relu(self.bn(self.conv(x)) + self.conv.bias[:, None, None])
 
 
 def _wider(self: Any, x: Tensor) -> Tensor:
