@@ -65,7 +65,7 @@ def _followed(
 ) -> tuple[Followed, bool]:
     found: list[str] = []
     tracer = _Tracer(module, names, kind, inline, found)
-    numbers = torch.get_rng_state()
+    numbers = torch.get_rng_state().tolist()
     try:
         with _reading(tracer):
             graph = tracer.trace(module)
@@ -74,7 +74,7 @@ def _followed(
     except Exception as error:
         line = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UnusualError([*found, f"torch.fx cannot follow it: {line}"][0]) from None
-    if not torch.equal(torch.get_rng_state(), numbers):
+    if torch.get_rng_state().tolist() != numbers:
         found.append("its forward draws random numbers")
     places = Counter(part for _, part in module.named_modules(remove_duplicate=False))
     for path in tracer.answers.kinds:
