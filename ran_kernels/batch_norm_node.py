@@ -214,8 +214,8 @@ def _update(
 ) -> None:
     if channels.running_mean is not None and channels.running_var is not None:
         unbiased = variance * (count / (count - 1))
-        # As PyTorch's, which keeps them for its backward though it does not read them there: a layer
-        # that is called for itself in the same step would find that they have changed.
+        # Unnoticed, as PyTorch does it: its own node keeps them, though training's does not read
+        # them, and would refuse where the same layer runs both ways in one step.
         channels.running_mean.data.mul_(1 - momentum).add_(mean, alpha=momentum)
         channels.running_var.data.mul_(1 - momentum).add_(unbiased, alpha=momentum)
 

@@ -104,7 +104,7 @@ def _bytes(tree: Any) -> int:
 
 @contextmanager
 def kept(model: nn.Module) -> Iterator[dict[Any, int]]:
-    """The bytes of every storage that is kept for a backward meanwhile, but for those of `model`."""
+    """The bytes of each storage that is kept for a backward meanwhile, but for those of `model`."""
     found: dict[Any, int] = {}
     alive: list[Tensor] = [*model.parameters(), *model.buffers()]
     own = {tensor.untyped_storage()._cdata for tensor in alive}

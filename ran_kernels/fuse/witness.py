@@ -52,10 +52,11 @@ class Witness:
             self.found.append("its forward checkpoints")
         elif (where, code.co_name) == ("torch.autograd.function", "apply"):
             self.found.append("its forward has a derivative of its own")
-        elif frame.f_back is not None and frame.f_back.f_code in self.frames:
-            if not f"{where}.".startswith(("torch.", "ran_kernels.fuse.")):
-                self.frames.add(code)
-                self.found.extend(self._unusual(frame))
+        elif f"{where}.".startswith(("torch.", "ran_kernels.fuse.")) or frame.f_back is None:
+            return
+        elif frame.f_back.f_code in self.frames:
+            self.frames.add(code)
+            self.found.extend(self._unusual(frame))
 
     def _unusual(self, frame: types.FrameType) -> Iterator[str]:
         code = frame.f_code

@@ -1,4 +1,4 @@
-"""Forwards that look unusual, and compute the same after ``ran_kernels.fuse(model, norms=True)``."""
+"""Forwards that look unusual, and compute the same with their normalisations fused."""
 
 import copy
 from typing import Any
