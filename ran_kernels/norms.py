@@ -121,7 +121,7 @@ def _convolutions(convs: Sequence[nn.Module], *images: Tensor) -> list[Convoluti
             return None
         if isinstance(conv.padding, str) or not are_plain(conv.weight, conv.bias):
             return None
-        form = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        form: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
         taken.append(Convolution(conv.weight, conv.bias, *form))
     return taken
 

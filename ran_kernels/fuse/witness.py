@@ -17,7 +17,7 @@ from torch import fx, nn
 #: What stays as it is, once it has its name. Functions are looked at when they are called.
 _LASTING = (types.FunctionType, types.ModuleType, types.MethodDescriptorType, type, Enum,
             torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.dtype, torch.layout,
-            torch.memory_format, type(torch.relu.__self__))  # fmt: skip
+            torch.memory_format, type(vars(torch)["relu"].__self__))  # fmt: skip
 #: Of Python's own: what they say of a stand-in they do not say of a tensor, or they write.
 _TELLING = ("type", "id", "vars", "dir", "globals", "locals", "setattr", "delattr", "open")
 _BOUND = (types.MethodType, types.BuiltinFunctionType)

@@ -200,7 +200,7 @@ def _catches(self: Any, x: Tensor) -> Tensor:
 
 
 def _other_kind(self: Any, x: Tensor) -> Tensor:
-    return _unit(self, x.tensors if hasattr(x, "tensors") else x)  # type: ignore[attr-defined]
+    return _unit(self, x.tensors if hasattr(x, "tensors") else x)
 
 
 def _reads_statistics(self: Any, x: Tensor) -> Tensor:
