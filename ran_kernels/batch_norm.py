@@ -19,6 +19,7 @@ from .batch_norm_node import (
     Parts,
     Statistics,
     gradients,
+    keep,
     normalise,
     of_reference,
     prepare,
@@ -205,7 +206,7 @@ class _BatchNorm(torch.autograd.Function):
         parts = Parts(backend)
         out, kept = normalise(parts, x, addend, shortcut, channels, options)
         ctx.parts, ctx.options, ctx.added = parts, options, addend is not None
-        ctx.save_for_backward(*kept)
+        keep(ctx, kept)
         ctx.set_materialize_grads(False)
         return out if addend is None else (kept.x, out)
 

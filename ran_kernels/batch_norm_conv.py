@@ -23,6 +23,7 @@ from .batch_norm_node import (
     Statistics,
     apply,
     gradients,
+    keep,
     normalise,
     of_reference,
     prepare,
@@ -218,7 +219,7 @@ class _BatchNormConv(torch.autograd.Function):
             for weight, bias, form in zip(weights, biases, forms, strict=True)
         ]
         ctx.parts, ctx.options, ctx.added, ctx.forms = parts, options, addend is not None, forms
-        ctx.save_for_backward(*kept, *weights)
+        keep(ctx, kept, *weights)
         ctx.set_materialize_grads(False)
         return tuple(outs) if addend is None else (kept.x, *outs)
 

@@ -211,6 +211,14 @@ def apply(parts: Parts, kept: Kept, shortcut: Tensor | None, options: Options) -
     return parts.apply(kept.x, shortcut, *norm_of(kept), options.eps, options.relu)
 
 
+def keep(ctx: Any, kept: Kept, *more: Tensor) -> None:
+    """Saves for the backward what it takes, `more` after `kept`; ``ctx.options`` are set."""
+    if not ctx.options.training and any(ctx.needs_input_grad) and kept.mean is not None:
+        # Copies: autograd does not notice when training updates the running statistics.
+        kept = kept._replace(mean=kept.mean.clone(), variance=kept.variance.clone())
+    ctx.save_for_backward(*kept, *more)
+
+
 def gradients(
     parts: Parts,
     kept: Kept,
@@ -268,8 +276,10 @@ def _update(
 ) -> None:
     if channels.running_mean is not None and channels.running_var is not None:
         unbiased = variance * (count / (count - 1))
-        channels.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-        channels.running_var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
+        # Past autograd's version counter, as PyTorch does it: its own node saves them in training,
+        # too, and would refuse its backward where one layer runs both ways in a step.
+        channels.running_mean.data.mul_(1 - momentum).add_(mean, alpha=momentum)
+        channels.running_var.data.mul_(1 - momentum).add_(unbiased, alpha=momentum)
 
 
 def _require_channels(x_name: str, x: Tensor, channels: Channels, training: bool) -> None:

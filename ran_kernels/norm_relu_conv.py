@@ -46,6 +46,7 @@ from .batch_norm_node import (
     Parts,
     Statistics,
     gradients,
+    keep,
     measured,
     norm_of,
     prepare,
@@ -242,7 +243,7 @@ class _NormReluConv(torch.autograd.Function):
         if measure:
             ctx.mark_non_differentiable(*(t for _, *pair in _threes(results) for t in pair))
         ctx.parts, ctx.options, ctx.strides, ctx.measure = parts, options, strides, measure
-        ctx.save_for_backward(*kept, *weights)
+        keep(ctx, kept, *weights)
         ctx.set_materialize_grads(False)
         return x, *results
 

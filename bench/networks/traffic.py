@@ -7,6 +7,12 @@ that no GPU and no time is needed and every machine counts the same. An operator
 once and writes each result once, except that batch normalisation in training reads its input twice
 forward, and its input and gradient twice backward; views cost nothing. "plain" runs every operator
 of the network as its reference in plain PyTorch. On a GPU a step takes about the time of its bytes.
+Beside them stand the bytes that the forward keeps for the backward, parameters aside.
+
+    python -m bench.networks.traffic --network torchvision/resnet50 --network timm/resnet50
+
+counts other libraries' networks: "plain" is theirs, "ours" what ``ran_kernels.fuse`` with ``norms``
+makes of it.
 
 ``--inductor`` adds what torch.compile makes of the plain network: Inductor's own count of the
 buffers that its kernels read and write, with the fusions that it chooses for a CPU. It lowers the
@@ -23,9 +29,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -46,6 +54,8 @@ VARIANTS: dict[str, tuple[str, bool | str, bool]] = {
     "ours norms": ("auto", "norms", False),
     "ours norm_conv": ("triton", False, True),
 }
+#: Makers of networks by name, by what stands before the name.
+LIBRARIES = {"torchvision": torchvision.models.get_model, "timm": timm.create_model}
 #: Which arguments are read once more than they are named.
 READ_AGAIN = {
     "aten::native_batch_norm": (0,),
@@ -104,25 +114,63 @@ def of_gpu() -> Iterator[None]:
 
 
 @contextmanager
+def kept(model: nn.Module) -> Iterator[dict[Any, int]]:
+    """The bytes of each storage that is kept for a backward meanwhile, but for those of `model`."""
+    found: dict[Any, int] = {}
+    alive: list[Tensor] = [*model.parameters(), *model.buffers()]
+    own = {tensor.untyped_storage()._cdata for tensor in alive}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            alive.append(tensor)  # or the next one may get its number
+            found[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
+
+
+def variants(network: str) -> list[str]:
+    """Those of ``VARIANTS`` that `network` has."""
+    return [name for name in VARIANTS if "/" not in network or name in ("plain", "ours")]
+
+
+def _model(network: str, variant: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network, and the channels, height and width of its images."""
+    library, _, name = network.rpartition("/")
+    if not library:
+        _, recomputed, norm_conv = VARIANTS[variant]
+        model: Any = ran.create_model(name, norm_conv=norm_conv)
+        model.set_grad_checkpointing(recomputed)
+        return model, model.pretrained_cfg["input_size"]
+    model = LIBRARIES[library](name)
+    if variant != "plain":
+        report = ran_kernels.fuse(model, norms=True)
+        if not report.norms:
+            raise ValueError(f"{network}: expected normalisations to fuse, got: {report}")
+    return model, (3, 224, 224)
+
+
+@contextmanager
 def training_step(
     network: str, batch: int, size: int | None, dtype: torch.dtype, variant: str
-) -> Iterator[tuple[Callable[[], Tensor], int]]:
+) -> Iterator[tuple[Callable[[], Tensor], int, nn.Module]]:
     """Forward and loss of a network in training, channels_last, all of it in `dtype`, as one of
-    ``VARIANTS``; its images' height and width, by default the network's own.
+    ``VARIANTS``; its images' height and width, by default the network's own; the network.
 
     In its context tensors have no memory, and the result's ``backward`` may be called.
     """
     default = torch.get_default_dtype()
-    backend, recomputed, norm_conv = VARIANTS[variant]
+    backend, _, _ = VARIANTS[variant]
     wanted = of_gpu() if backend == "triton" else ran_kernels.backend(backend)
     with FakeTensorMode(allow_non_fake_inputs=True), wanted:
         try:
             torch.set_default_dtype(dtype)
-            model: Any = ran.create_model(network, norm_conv=norm_conv).train()
-            model.set_grad_checkpointing(recomputed)
+            model, (channels, side, _) = _model(network, variant)
+            model.train()
         finally:
             torch.set_default_dtype(default)
-        channels, side, _ = model.pretrained_cfg["input_size"]
         side = size or side
         shape = (batch, channels, side, side)
         images = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
@@ -131,7 +179,7 @@ def training_step(
         def loss() -> Tensor:
             return F.cross_entropy(model(images), classes)
 
-        yield loss, side
+        yield loss, side, model
 
 
 def measure(
@@ -139,18 +187,22 @@ def measure(
 ) -> dict[str, Any]:
     """One entry of a result file."""
     moved: dict[str, int] = {}
+    kept_bytes: dict[str, int] = {}
     operators: dict[str, dict[str, dict[str, int]]] = {}
-    for variant in VARIANTS:
+    for variant in variants(network):
         step = training_step(network, batch, size, dtype, variant)
-        with step as (loss, side), Traffic() as found:
-            loss().backward()
+        with step as (loss, side, model), Traffic() as found:
+            with kept(model) as storages:
+                value = loss()
+            kept_bytes[variant] = sum(storages.values())
+            value.backward()
         moved[variant] = found.bytes.total()
         operators[variant] = {
             name: {"calls": found.calls[name], "bytes": number}
             for name, number in found.bytes.most_common()
         }
     if inductor:
-        with training_step(network, batch, size, dtype, "plain") as (loss, side):
+        with training_step(network, batch, size, dtype, "plain") as (loss, side, _):
             moved["plain compiled"] = counted_by_inductor(loss)
     return {
         "network": network,
@@ -158,6 +210,7 @@ def measure(
         "size": [side, side],
         "dtype": str(dtype).removeprefix("torch."),
         "bytes": moved,
+        "kept_bytes": kept_bytes,
         "operators": operators,
     }
 

@@ -53,10 +53,13 @@ def fuse(model: nn.Module, *, norms: bool = False) -> FuseReport:
     With `norms`, batch normalisation followed by ReLU, and by an addition and ReLU, become one node
     each, as `ran_kernels.nn.norm_relu` and its kin do it, in every module whose forward torch.fx
     can follow. Nothing is replaced for that: modules, parameters, names and hooks are those they
-    were, `unfuse` takes it back, and copies and pickles of the model are fused as well. What the
-    forward asked when it was followed, of attributes, modes and classes of parts, is asked again at
-    every call; where an answer is another, a part that is passed over has hooks, or the model is
-    being traced or exported, the module's own forward runs. `fuse` again after exchanging parts.
+    were, and `unfuse` takes it back. Deep copies are fused as well; a pickle holds the modules as
+    they were, so that it loads anywhere. What the forward asked when it was followed, of
+    attributes, methods, modes and classes of parts, is asked again at every call; where an answer
+    is another, a part that is passed over has hooks, or the model is being traced or exported, the
+    module's own forward runs. A forward that names what cannot be asked again, as a global
+    variable, is left. `fuse` again after exchanging parts, and before what puts classes of its own
+    over modules, as FSDP. Differentiating twice needs `backend("reference")`.
 
     Of CBAM, known are timm's CbamModule, the CBAM of the authors' attention-module repository, and
     pytorchcv's CbamBlock, by their classes' names and parts. Before a module is replaced, a copy of

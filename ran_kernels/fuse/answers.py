@@ -1,5 +1,6 @@
 """What a forward asks the modules it belongs to: attributes, children and their classes."""
 
+import types
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from .readers import UnusualError
 Path = tuple[str, ...]
 #: What `getattr` gives where there is nothing.
 MISSING = object()
+#: Stands for any tensor.
+PRESENT = object()
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, torch.dtype, torch.device,
           torch.memory_format)  # fmt: skip
 #: Lists and dicts as a forward was given them.
@@ -28,12 +31,22 @@ class Answers(NamedTuple):
     names: dict[Path, tuple[str, ...]]
     """The children of each part whose children it went through."""
     values: dict[tuple[Path, str], Any]
-    """Each attribute that it read, but for tensors, and for ``training`` of the module itself."""
+    """Each attribute that it read, and method, but for ``training`` of the module itself."""
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
     """The class of `module`, without what `fuse` put over it."""
-    return getattr(type(module), "_ran_base", type(module))
+    return vars(type(module)).get("_ran_base", type(module))
+
+
+def answer(module: Any, name: str) -> Any:
+    """What `module` answers now when it is asked for `name`, to be compared with what it did."""
+    if name == "forward" and name not in vars(module):
+        return kind_of(module).forward
+    value = getattr(module, name, MISSING)
+    if isinstance(value, torch.Tensor):
+        return PRESENT
+    return value.__func__ if isinstance(value, types.MethodType) else value
 
 
 def read(answers: Answers, copies: Copies, path: Path, module: nn.Module, name: str) -> Any:
@@ -43,6 +56,8 @@ def read(answers: Answers, copies: Copies, path: Path, module: nn.Module, name: 
         UnusualError: it holds something that may change without being set.
     """
     if name in _KEPT:
+        if name in ("_parameters", "_buffers"):
+            raise UnusualError("its forward goes through its parameters or buffers")
         if name == "_modules":
             children = object.__getattribute__(module, name)
             answers.names[path] = tuple(children)
@@ -55,10 +70,12 @@ def read(answers: Answers, copies: Copies, path: Path, module: nn.Module, name: 
         own = vars(module)
         if name in own["_modules"]:
             _note_part(answers, (*path, name), own["_modules"][name])
-        elif own["_parameters"].get(name) is None and own["_buffers"].get(name) is None:
-            known = name in own["_parameters"] or name in own["_buffers"]
-            answers.values[path, name] = None if known else MISSING
+        else:
+            tensor = {**own["_buffers"], **own["_parameters"]}.get(name, MISSING)
+            answers.values[path, name] = PRESENT if isinstance(tensor, torch.Tensor) else tensor
         raise
+    if name == "forward" and name not in vars(module):
+        value = types.MethodType(kind_of(module).forward, module)
     if (path, name) == ((), "training"):
         return value
     if _is_plain(value):
@@ -67,11 +84,13 @@ def read(answers: Answers, copies: Copies, path: Path, module: nn.Module, name: 
         # A copy: what the forward puts into it shows afterwards, and is not in the module's own.
         answers.values[path, name] = _copy(value)
         return copies.setdefault((path, name), _copy(value))
-    elif not callable(value) or isinstance(value, nn.Module):
+    elif isinstance(value, types.MethodType) and value.__self__ in (module, type(module)):
+        answers.values[path, name] = value.__func__
+    elif isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+        answers.values[path, name] = value
+    else:
         raise UnusualError(f"its forward reads its attribute {'.'.join((*path, name))}, which "
                            f"holds a {type(value).__name__}")  # fmt: skip
-    elif name in vars(module):
-        answers.values[path, name] = value
     return value
 
 

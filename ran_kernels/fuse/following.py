@@ -6,7 +6,6 @@ too. What would not show in the graph is refused: see `Witness` and `_reading`.
 """
 
 import operator
-import random
 import sys
 import threading
 from collections import Counter
@@ -66,7 +65,7 @@ def _followed(
 ) -> tuple[Followed, bool]:
     found: list[str] = []
     tracer = _Tracer(module, names, kind, inline, found)
-    numbers = random.getstate(), torch.get_rng_state()
+    numbers = torch.get_rng_state().tolist()
     try:
         with _reading(tracer):
             graph = tracer.trace(module)
@@ -75,7 +74,7 @@ def _followed(
     except Exception as error:
         line = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UnusualError([*found, f"torch.fx cannot follow it: {line}"][0]) from None
-    if random.getstate() != numbers[0] or not torch.equal(torch.get_rng_state(), numbers[1]):
+    if torch.get_rng_state().tolist() != numbers:
         found.append("its forward draws random numbers")
     places = Counter(part for _, part in module.named_modules(remove_duplicate=False))
     for path in tracer.answers.kinds:
@@ -106,10 +105,11 @@ class _StandIn(fx.Proxy):
         self.tracer.asked = True
         return self.tracer.kind if self.node.target == self.tracer.names[0] else Tensor
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node"):
-            raise UnusualError(f"its forward sets {name} of a tensor")
-        object.__setattr__(self, name, value)
+    def __getattr__(self, name: str) -> Any:
+        first = self.node.op == "placeholder" and self.node.target == self.tracer.names[0]
+        if not hasattr(self.tracer.kind if first else Tensor, name):
+            raise UnusualError(f"its forward asks a tensor for {name}")
+        return super().__getattr__(name)
 
 
 def _in_place(name: str) -> Callable[[_StandIn, Any], Any]:
@@ -138,7 +138,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self.names, self.kind, self.inline, self.found = names, kind, inline, found
         self.asked = False
-        self.answers = Answers({}, {}, {})
+        self.answers = Answers({}, {}, {((), "forward"): kind_of(module).forward})
         self.copies: Copies = {}
         self.paths: dict[nn.Module, Path] = {
             part: tuple(name.split(".")) if name else () for name, part in module.named_modules()
@@ -166,10 +166,12 @@ class _Tracer(fx.Tracer):
         self.reads.on = True
         sys.setprofile(self.witness)
         try:
-            return forward(*args)
+            result = forward(*args)
         finally:
             self.reads.on = False
             sys.setprofile(before)
+        _require_known_containers(result)
+        return result
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if settings() != self.settings:
@@ -195,6 +197,7 @@ class _Tracer(fx.Tracer):
             raise UnusualError("its forward calls a module that is no part of it")
         self.answers.kinds[self.paths[m]] = kind_of(m)
         if self.paths[m] in self.inline:
+            self.answers.values[self.paths[m], "forward"] = kind_of(m).forward
             return super().call_module(m, forward, args, kwargs)
         with self.aside():
             return super().call_module(m, forward, args, kwargs)
@@ -213,6 +216,15 @@ class _Tracer(fx.Tracer):
                 sys.setprofile(self.witness)
 
 
+def _require_known_containers(result: Any) -> None:
+    # torch.fx makes a dict of every kind of dict.
+    if isinstance(result, (tuple, list, dict)):
+        if type(result) not in (tuple, list, dict) and not hasattr(result, "_fields"):
+            raise UnusualError(f"its forward returns a {type(result).__name__}")
+        for item in result.values() if isinstance(result, dict) else result:
+            _require_known_containers(item)
+
+
 @contextmanager
 def _reading(tracer: _Tracer) -> Iterator[None]:
     """Writes down which attributes of modules are read, and refuses those that are written."""
@@ -222,14 +234,15 @@ def _reading(tracer: _Tracer) -> Iterator[None]:
         return getattr(tracer.reads, "on", False)  # of this thread: others may be at work
 
     def get(module: nn.Module, name: str) -> Any:
-        if not on() or name.startswith("__") or module not in tracer.paths:
+        asked = on() and not name.startswith("__") and module in tracer.paths
+        if not asked or sys._getframe(1).f_globals.get("__name__") == "torch.fx._symbolic_trace":
             return object.__getattribute__(module, name)
         with tracer.aside():
             return read(tracer.answers, tracer.copies, tracer.paths[module], module, name)
 
     def put(module: nn.Module, name: str, value: Any) -> None:
         if on():
-            raise UnusualError(f"its forward sets its attribute {name}")
+            raise UnusualError(f"its forward sets the attribute {name}")
         set_attribute(module, name, value)
 
     kind: Any = nn.Module

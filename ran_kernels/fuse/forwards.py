@@ -3,24 +3,22 @@
 import copy
 import inspect
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import backends
-from ..parts import are_called_plainly
-from .answers import MISSING, Answers, Path, kind_of
+from ..parts import are_called_plainly, are_plain
+from .answers import Answers, Path, answer, kind_of
 from .following import follow
 from .pairs import NORMS, Found, fuse_pairs
 from .readers import UnusualError
 
 #: How a class may say otherwise how it is copied: what stands for it would not be.
-_COPYING = ("__getattribute__", "__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__")
+_COPYING = ("__getattribute__", "__deepcopy__", "__reduce__", "__reduce_ex__")
 
 
 class Way(NamedTuple):
@@ -34,7 +32,6 @@ class Way(NamedTuple):
     kinds: tuple[tuple[Path, type[nn.Module]], ...]
     names: tuple[tuple[Path, tuple[str, ...]], ...]
     values: tuple[tuple[Path, str, Any], ...]
-    key: str  # equal for ways that are alike
 
 
 Ways = tuple[Way, ...]
@@ -70,6 +67,8 @@ def outcome_of(module: nn.Module, known: dict[type, list[Outcome]]) -> Outcome:
         UnusualError: nothing can be said of its forward.
     """
     base = kind_of(module)
+    if hasattr(base, "_ran_base"):
+        raise UnusualError("its class was put over one that is fused: fuse before that, or unfuse")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnusualError("it is a compiled script")
     if "forward" in vars(module):
@@ -77,13 +76,20 @@ def outcome_of(module: nn.Module, known: dict[type, list[Outcome]]) -> Outcome:
     for method in _COPYING:
         if getattr(base, method, None) is not getattr(nn.Module, method, None):
             raise UnusualError(f"it has a {method} of its own")
+    if "__init_subclass__" in {name for kind in base.__mro__[:-1] for name in vars(kind)}:
+        raise UnusualError("its class is told of those derived from it")
     places = [part for _, part in module.named_modules(remove_duplicate=False)]
     alike = known.setdefault(base, [])
+    now = vars(type(module)).get("_ran_outcome")
+    if now is not None and now not in alike:
+        alike.append(now)
     if len(places) == len(set(places)):
         for outcome in alike:
             if all(_holds(way, module) for way in outcome.ways):
                 return outcome
     made = _outcome(module, base)
+    if made.cls is not None:
+        made.cls._ran_outcome = made  # type: ignore[attr-defined]
     if not made.left:
         alike.append(made)
     return made
@@ -108,7 +114,7 @@ def _outcome(module: nn.Module, base: type[nn.Module]) -> Outcome:
             fused.update(dict.fromkeys(found.fused))
             left.update(dict.fromkeys(found.left))
             ways.append(way)
-    cls = _class_over(base, len(names), tuple(ways)) if fused else None
+    cls = _class(base, len(names), tuple(ways)) if fused else None
     return Outcome(tuple(ways), tuple(fused), tuple(left), cls)
 
 
@@ -170,14 +176,8 @@ def _way(
     )
     children = tuple(answers.names.items())
     values = tuple((*where, value) for where, value in answers.values.items())
-    key = (
-        (kind.__name__, training, graph.python_code("self").src, children, exact),
-        [id(node.target) for node in graph.nodes if node.op == "call_function"],
-        [(path, id(part)) for path, part in kinds],
-        [(path, name, id(value) if callable(value) else value) for path, name, value in values],
-    )
     run = type(fx.GraphModule(module, graph)).forward
-    made = Way(kind, training, run, plain, exact, kinds, children, values, repr(key))
+    made = Way(kind, training, run, plain, exact, kinds, children, values)
     return found, made, asked
 
 
@@ -198,7 +198,7 @@ def _holds(way: Way, module: nn.Module) -> bool:
         if type(_part(module, path)) not in kinds:
             return False
     for path, name, value in way.values:
-        now = getattr(_part(module, path), name, MISSING)
+        now = answer(_part(module, path), name)
         if now is not value and (type(now) is not type(value) or now != value):
             return False
     return are_called_plainly([_part(module, path) for path in way.plain])
@@ -216,25 +216,15 @@ def _chosen(ways: Ways, count: int, module: nn.Module, args: tuple[Any, ...]) ->
     """The way that does as the class's own forward does with `args`."""
     if len(args) != count or torch.jit.is_tracing() or backends.exporting():
         return None
-    for arg in args[1:]:
-        if not isinstance(arg, Tensor):
+    kind = list if type(args[0]) is list else Tensor
+    # Of a tensor's own kind: a forward may ask for that, and was answered so.
+    for arg in args[kind is list :]:
+        if not isinstance(arg, Tensor) or not are_plain(arg):
             return None
     for way in ways:
-        if way.training == module.training and isinstance(args[0], way.kind):
+        if way.training == module.training and way.kind is kind:
             return way if _holds(way, module) else None
     return None
-
-
-_made: WeakValueDictionary[Any, type[nn.Module]] = WeakValueDictionary()
-
-
-def _class_over(base: type[nn.Module], count: int, ways: Ways) -> type[nn.Module]:
-    """One class for all modules that are alike."""
-    key = (base, count, *(way.key for way in ways))
-    made = _made.get(key)
-    if made is None:
-        made = _made[key] = _class(base, count, ways)
-    return made
 
 
 def _class(base: type[nn.Module], count: int, ways: Ways) -> type[nn.Module]:
@@ -243,13 +233,14 @@ def _class(base: type[nn.Module], count: int, ways: Ways) -> type[nn.Module]:
         way = None if kwargs else _chosen(ways, count, self, args)
         return base.forward(self, *args, **kwargs) if way is None else way.run(self, *args)
 
-    def copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        replica = memo[id(self)] = type(self).__new__(type(self))
-        replica.__setstate__(copy.deepcopy(_state(self), memo))
-        return replica
-
     def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        return _waiting, (base,), _state(self)
+        # A pickle is for where nothing is known of what is here.
+        return object.__new__, (base,), object.__reduce_ex__(self, 4)[2]
+
+    def copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        replica = memo[id(self)] = object.__new__(type(self))
+        replica.__setstate__(copy.deepcopy(object.__reduce_ex__(self, 4)[2], memo))
+        return replica
 
     members = {
         "__doc__": base.__doc__,
@@ -261,29 +252,3 @@ def _class(base: type[nn.Module], count: int, ways: Ways) -> type[nn.Module]:
         "forward": forward,
     }
     return type(base.__name__, (base,), members)
-
-
-def _state(module: nn.Module) -> Any:
-    """What is saved of `module`, whose class does nothing of its own about it."""
-    return object.__reduce_ex__(module, 4)[2]
-
-
-def _waiting(base: type[nn.Module]) -> nn.Module:
-    """A module of the class `base` that is fused as soon as it has its parts."""
-
-    def awake(self: Any, state: Any) -> None:
-        self.__class__ = base
-        self.__setstate__(state)
-        put_over(self)
-
-    cls: Any = type(base.__name__, (base,), {"__setstate__": awake})
-    made: nn.Module = cls.__new__(cls)
-    return made
-
-
-def put_over(module: nn.Module) -> None:
-    """Fuses what stands in `module` itself, if anything does."""
-    with suppress(UnusualError):
-        cls = outcome_of(module, {}).cls
-        if cls is not None:
-            module.__class__ = cls

@@ -42,7 +42,7 @@ def fuse_norms(model: nn.Module, fused: dict[str, list[str]], left: dict[str, st
 def unfuse(model: nn.Module) -> list[str]:
     """Gives the modules of `model` their own forwards back, where ``fuse(norms=True)`` fused some.
 
-    Attention modules stay replaced.
+    Attention modules stay replaced, and what another class was put over since stays fused.
 
     Returns:
         The names of these modules.

@@ -129,13 +129,13 @@ class _Search:
             self.left.append(f"{_name(norm)} is added in place to another tensor")
             return False
         # The normalisation moves to the sum: nothing may write into its input until then.
-        between = set(self.graph.nodes) - set(chain)
-        waiting = any(self._index(norm) < self._index(node) < self._index(total)
-                      for node in between)  # fmt: skip
-        alone = all(user is norm or _asks_for_form(user) for user in x.users)
-        if waiting and not (alone and isinstance(self.part(x), _FRESH)):
-            self.left.append(f"what {_name(norm)} normalises may change before the sum")
-            return False
+        if self._are_apart(norm, total, chain):
+            alone = all(user is norm or _asks_for_form(user) for user in x.users)
+            if not (alone and isinstance(self.part(x), _FRESH)):
+                self.left.append(f"what {_name(norm)} normalises may change before the sum")
+                return False
+            if not self._moves(norm):
+                return False
         with self.graph.inserting_before(total):
             made = self._call(
                 calls.norm_add_relu, calls.batch_norm_add_relu, norm, shortcut, in_place
@@ -152,6 +152,8 @@ class _Search:
         # The normalisation moves to the sum: nobody may write into the sum until then.
         if any(self._index(user) < self._index(norm) for user in total.users):
             return False
+        if self._are_apart(total, norm, chain) and not self._moves(norm):
+            return False
         with self.graph.inserting_before(total):
             module = self.graph.get_attr(str(norm.target))
             both = self.graph.call_function(calls.add_norm_relu, (module, *total.args))
@@ -160,6 +162,35 @@ class _Search:
         total.replace_all_uses_with(made[0])
         self.graph.erase_node(total)
         return True
+
+    def _are_apart(self, first: fx.Node, last: fx.Node, chain: list[fx.Node]) -> bool:
+        """Whether something is computed between these two besides the rest of `chain`."""
+        places = range(self._index(first) + 1, self._index(last))
+        return any(self._index(n) in places for n in self.graph.nodes if n not in chain)
+
+    def _moves(self, norm: fx.Node) -> bool:
+        """Whether nothing else in the graph reads or writes what `norm` does."""
+        given = [node for node in norm.all_input_nodes if node.op == "get_attr"]
+        own = {id(t) for node in (norm, *given) for t in self._tensors(node)}
+        if any(len(node.users) > 1 for node in given) or any(
+            id(t) in own for n in self.graph.nodes if n not in (norm, *given)
+            for t in self._tensors(n)
+        ):  # fmt: skip
+            self.left.append(f"what {_name(norm)} holds is used elsewhere, too")
+            return False
+        return True
+
+    def _tensors(self, node: fx.Node) -> Iterator[object]:
+        """The parameters and buffers that `node` is, or calls."""
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            held = getattr(self.module.get_submodule(owner), name)
+        else:
+            held = self.part(node)
+        if isinstance(held, nn.Module):
+            yield from (*held.parameters(), *held.buffers())
+        elif held is not None:
+            yield held
 
     def _call(self, of_module: Any, of_tensors: Any, norm: fx.Node, *more: Any) -> fx.Node:
         if norm.op == "call_module":

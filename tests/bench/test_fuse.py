@@ -29,7 +29,15 @@ def test_the_benchmark_times_both_directions(
     assert content["machine"]["threads"] > 0
 
 
+def test_normalisations_are_fused_in_a_network_without_attention() -> None:
+    small = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "num_classes": 4}
+    found = fuse.compare("resnet18", 2, 32, "cpu", rounds=1, norms=True, **small)
+    assert [(entry["replaced"], entry["norms"]) for entry in found] == [(0, 9), (0, 9)]
+
+
 def test_a_network_with_nothing_to_fuse_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse.ran_kernels, "fuse", lambda model: fuse.ran_kernels.FuseReport())
+    monkeypatch.setattr(
+        fuse.ran_kernels, "fuse", lambda model, norms: fuse.ran_kernels.FuseReport()
+    )
     with pytest.raises(ValueError, match="resnet18: expected CBAM modules to fuse, got: 0 CBAM"):
         fuse.compare("resnet18", 1, 32, "cpu", rounds=1, layers=(1, 1, 1, 1))

@@ -32,8 +32,9 @@ class Unit(nn.Module):
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         y = self.conv1(self.bn1(x).relu())
         total = x + y
-        if self.sum_first:
-            return total
+        return total if self.sum_first else self.tail(total, scale)
+
+    def tail(self, total: Tensor, scale: float) -> Tensor:
         z = self.conv2(F.relu(self.norms[0](total)))
         z = self.norms[1](z)
         z += total * scale

@@ -1,10 +1,13 @@
 """What ``ran_kernels.fuse(model, norms=True)`` leaves as it is, with the reason."""
 
 import copy
+import os
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,15 @@ from torch import Tensor, nn
 import ran_kernels
 
 COUNTS = {"calls": 0}
+FLAG = False
 total = 0
+
+
+class Settings:
+    flag = False
+
+
+SETTINGS = Settings()
 
 
 class Block(nn.Module):
@@ -173,11 +184,42 @@ def _may_change(self: Any, x: Tensor) -> Tensor:
     return F.relu(y + z)
 
 
+def _unit(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.bn(self.conv(x)))
+
+
+def _within(flag: bool) -> Forward:
+    return lambda self, x: _unit(self, x) * (2 if flag else 1)
+
+
+def _catches(self: Any, x: Tensor) -> Tensor:
+    try:
+        return -_unit(self, x) if x.sum() > 1 else x
+    except TypeError:
+        return _unit(self, x)
+
+
+def _other_kind(self: Any, x: Tensor) -> Tensor:
+    return _unit(self, x.tensors if hasattr(x, "tensors") else x)
+
+
+def _reads_statistics(self: Any, x: Tensor) -> Tensor:
+    y = self.bn(self.conv(x))
+    return F.relu(y + x * self.bn.running_mean[:, None, None])
+
+
+def _writes_parameters(self: Any, x: Tensor) -> Tensor:
+    bias = self.bn.bias.detach()
+    y = self.bn(self.conv(x))
+    bias.add_(1)
+    return F.relu(y + x)
+
+
 #: A forward, and a part of the reason for which its normalisation is left.
 LEFT: dict[str, tuple[Forward, str]] = {
-    "no_grad": (_no_grad, "enters a context"),
-    "autocast": (_autocast, "enters a context"),
-    "saved tensors": (_saved_elsewhere, "enters a context"),
+    "no_grad": (_no_grad, "enters a context or catches errors"),
+    "autocast": (_autocast, "enters a context or catches errors"),
+    "saved tensors": (_saved_elsewhere, "enters a context or catches errors"),
     "decorated": (torch.no_grad()(_used_twice), "sets autocast or the recording of gradients"),
     "gradients": (_asks_for_gradients, "depends on autocast or the recording"),
     "whether autocast": (_asks_for_autocast, "depends on autocast or the recording"),
@@ -185,28 +227,50 @@ LEFT: dict[str, tuple[Forward, str]] = {
     "size": (_size, "torch.fx cannot follow it: symbolically traced variables"),
     "checkpoint": (_checkpoints, "checkpoints"),
     "print": (_prints, "prints"),
-    "attribute": (_sets, "sets its attribute last"),
-    "buffer": (_counts, "sets its attribute seen"),
+    "attribute": (_sets, "sets the attribute last"),
+    "buffer": (_counts, "sets the attribute seen"),
     "list": (_keeps, "changes its attribute kept"),
     "table": (_table, "list or dict with a object"),
     "state": (_state, "reads its attribute held, which holds a Held"),
-    "random": (_random, "draws random numbers"),
+    "random": (_random, "uses the global variable random.random"),
     "noise": (_noise, "makes a tensor of its own"),
     "constant": (_constant, "makes a tensor of its own"),
     "global": (_global, "uses the global variable COUNTS"),
     "sets global": (_sets_global, "uses the global variable total"),
     "derivative": (_derivative, "has a derivative of its own"),
-    "module elsewhere": (_elsewhere, "calls a module that is no part of it"),
+    "module elsewhere": (_elsewhere, "uses the global variable ELSEWHERE"),
     "kind of a result": (_kind_of_result, "asks of which class a result is"),
-    "mark": (_marks, "sets mark of a tensor"),
+    "mark": (_marks, "sets the attribute mark"),
     "used twice": (_used_twice, "the result of bn is used before the ReLU, too"),
     "into the shortcut": (_into_the_shortcut, "bn is added in place to another tensor"),
     "input that changes": (_may_change, "what bn normalises may change before the sum"),
+    "flag": (lambda self, x: _unit(self, x) * (2 if FLAG else 1), "the global variable FLAG"),
+    "object": (lambda self, x: _unit(self, x) * SETTINGS.flag, "the global variable SETTINGS"),
+    "class": (lambda self, x: _unit(self, x) * Settings.flag, "global variable Settings.flag"),
+    "environment": (lambda self, x: _unit(self, x) * len(os.environ), "variable os.environ"),
+    "getenv": (lambda self, x: x if os.getenv("NONE") else _unit(self, x), "variable environ"),
+    "numpy": (lambda self, x: _unit(self, x) * np.random.rand(), "variable np.random.rand"),
+    "around": (_within(False), "uses the variable flag of a function around it"),
+    "type": (lambda self, x: _unit(self, x) * (type(x) is Tensor), "uses type()"),
+    "own class": (lambda self, x: _unit(self, x) * self.__class__.__name__.count("O"), "__class__"),
+    "other kind": (_other_kind, "asks a tensor for tensors"),
+    "parameters": (
+        lambda self, x: _unit(self, x).to(next(self.parameters()).dtype),
+        "goes through its parameters or buffers",
+    ),
+    "kind of dict": (lambda self, x: OrderedDict(out=_unit(self, x)), "returns a OrderedDict"),
+    "called state": (lambda self, x: self.held(_unit(self, x)), "held, which holds a Held"),
+    "errors": (_catches, "enters a context or catches errors"),
+    "statistics": (_reads_statistics, "what bn holds is used elsewhere, too"),
+    "parameters written": (_writes_parameters, "what bn holds is used elsewhere, too"),
 }
 
 
 class Held:
     flag = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
 
 
 def made(forward: Forward) -> nn.Module:
@@ -265,6 +329,19 @@ class Graph(Block):
     forward = _plain
 
 
+class Told(Block):
+    forward = _plain
+
+    def __init_subclass__(cls) -> None:
+        raise NotImplementedError
+
+
+def _parametrised(module: nn.Module) -> nn.Module:
+    assert ran_kernels.fuse(module, norms=True).norms
+    module.register_parameter("own", nn.Parameter(torch.ones(1)))
+    return nn.utils.parametrize.register_parametrization(module, "own", nn.Identity())
+
+
 def _hooked(module: Any) -> Any:
     module.act.register_forward_hook(lambda *args: None)
     return module
@@ -273,6 +350,8 @@ def _hooked(module: Any) -> Any:
 MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "forward of its own": (lambda: _instance(made(_plain)), "it has been given another forward"),
     "copying of its own": (Copied, "it has a __deepcopy__ of its own"),
+    "told": (Told, "its class is told of those derived from it"),
+    "class over it": (lambda: _parametrised(Graph()), "put over one that is fused"),
     "keyword": (Keyword, "its forward takes no features"),
     "graph": (lambda: torch.fx.symbolic_trace(Graph()), "it has a __deepcopy__ of its own"),
     "script": (lambda: torch.jit.trace(Graph(), torch.ones(2, 4, 3, 3)), "a compiled script"),
@@ -287,89 +366,3 @@ def test_modules_of_their_own_kind_are_left(name: str) -> None:
     report = ran_kernels.fuse(nn.Sequential(module), norms=True)
     assert report.norms == {}
     assert reason in report.norms_left["0"]
-
-
-def _broadcasts(self: Any, x: Tensor) -> Tensor:
-    return F.relu(self.bn(self.conv(x)) + self.bn.weight[:, None, None])
-
-
-def _wider(self: Any, x: Tensor) -> Tensor:
-    return F.relu(self.bn(self.conv(x)) + x.double())
-
-
-def _wider_in_place(self: Any, x: Tensor) -> Tensor:
-    y = self.bn(self.conv(x))
-    y += x.double()
-    return F.relu(y)
-
-
-def _written_while_held(self: Any, x: Tensor) -> Tensor:
-    y = self.conv(x)
-    z = y
-    y += 1  # z is y
-    return self.act(self.bn(z)) + y
-
-
-def _scaled_sum(self: Any, x: Tensor) -> Tensor:
-    return F.relu(torch.add(self.bn(self.conv(x)), x, alpha=2))
-
-
-def _sum_used_before(self: Any, x: Tensor) -> Tensor:
-    y = self.conv(x) + x
-    z = y.mul_(2)
-    return F.relu(self.bn(y)) + z
-
-
-def _by_dtype(self: Any, x: Tensor) -> Tensor:
-    return F.relu(self.bn(self.conv(x)).to(x.dtype)) * x.shape[1]
-
-
-def _other_settings(self: Any, x: Tensor) -> Tensor:
-    return F.dropout(self.act(self.bn(self.conv(x))), 0.5, self.training) * self.kept[0]
-
-
-def _optional(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    y = self.act(self.bn(self.conv(x)))
-    return y if mask is None else y * mask
-
-
-#: Forwards that look unusual, and what becomes one node in them.
-ALIKE: dict[str, tuple[Forward, list[str]]] = {
-    "broadcast": (_broadcasts, ["bn+shortcut+relu"]),
-    "wider": (_wider, ["bn+shortcut+relu"]),
-    "wider in place": (_wider_in_place, ["bn+shortcut+relu"]),
-    "written while held": (_written_while_held, ["bn+act"]),
-    "scaled sum": (_scaled_sum, []),
-    "sum used before": (_sum_used_before, ["bn+relu"]),
-    "by dtype": (_by_dtype, []),
-    "settings": (_other_settings, ["bn+act"]),
-    "optional": (_optional, ["bn+act"]),
-}
-
-
-@pytest.mark.parametrize("name", ALIKE)
-def test_computes_the_same(name: str) -> None:
-    forward, pairs = ALIKE[name]
-    module = made(forward)
-    model = copy.deepcopy(module)
-    report = ran_kernels.fuse(model, norms=True)
-    assert report.norms == ({"": pairs} if pairs else {})
-    assert report.norms_left == {}
-    results = []
-    for m in (model, module):
-        torch.manual_seed(1)
-        x = torch.randn(2, 4, 5, 6, requires_grad=True)
-        outs = [m.train()(x + 0), m.eval()(x + 0)]
-        grads = torch.autograd.grad([out.sin().sum() for out in outs], [x, *m.parameters()])
-        results.append([*outs, *grads, *m.buffers()])
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-
-
-def test_an_optional_argument_is_heeded() -> None:
-    module = made(_optional)
-    model = copy.deepcopy(module)
-    ran_kernels.fuse(model, norms=True)
-    x = torch.randn(2, 4, 5, 6)
-    torch.testing.assert_close(model(x, x), module(x, x))
-    torch.testing.assert_close(model(x=x), module(x=x))
-    torch.testing.assert_close(model(x, mask=x), module(x, mask=x))

@@ -1,7 +1,7 @@
 """The helpers that read a BatchNorm2d, against the layer itself and PyTorch's ReLU."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ran_kernels.nn import add_norm_relu, norm_add_relu, norm_relu
+from ran_kernels.nn import add_norm_relu, norm_add_relu, norm_relu, norm_relu_conv
 
 from .cbam_cases import features
 from .harness import Place, kernels
@@ -60,7 +60,6 @@ MODES: dict[str, Callable[[nn.BatchNorm2d], Any]] = {
 }
 
 
-@kernels
 @each_helper
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
@@ -74,15 +73,49 @@ MODES: dict[str, Callable[[nn.BatchNorm2d], Any]] = {
     ],
     ids=str,
 )
-def test_as_the_layer(place: Place, name: str, mode: str, options: dict[str, Any]) -> None:
+def test_as_the_layer(name: str, mode: str, options: dict[str, Any]) -> None:
+    """On this machine's own backend: no other one is given anything else."""
     ours, plain, count = HELPERS[name]
     norm = _module(**options)
     _results(plain, norm, count, 1)  # statistics to evaluate with
     MODES[mode](norm)
     other = copy.deepcopy(norm)
-    got = place.run(_results, ours, norm, count)
-    want = _results(plain, other, count)
+    got, want = _results(ours, norm, count), _results(plain, other, count)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
+
+
+@kernels
+@pytest.mark.parametrize("second", ["ours", "the layer"])
+@pytest.mark.parametrize(
+    ("first", "training"), [("ours", True), ("ours", False), ("the layer", True)]
+)
+@pytest.mark.parametrize("name", [*HELPERS, "norm_relu_conv"])
+def test_one_layer_twice_in_a_step(
+    place: Place, name: str, first: str, training: bool, second: str
+) -> None:
+    """What comes second, in training, changes running statistics and no gradient of the first.
+
+    A layer in evaluation is left out: PyTorch's own takes the changed ones for its backward.
+    """
+    ours, plain, count = HELPERS.get(name, (None, None, 1))
+    conv = nn.Conv2d(SHAPE[1], 3, 1).to(place.device)
+    ways = {"ours": ours, "the layer": plain} if ours and plain else {
+        "ours": lambda norm, x: norm_relu_conv(norm, x, conv, recompute=True),
+        "the layer": lambda norm, x: conv(F.relu(norm(x))),
+    }  # fmt: skip
+
+    def gradients(again: bool) -> Sequence[Tensor]:
+        norm = _module().to(place.device).train(training)
+        xs = [features(SHAPE, seed=i, device=place.device).requires_grad_() for i in range(count)]
+        outs = listed(ways[first](norm, *xs))
+        if again:
+            before = norm.get_buffer("running_mean").clone()
+            ways[second](norm.train(), *(x.detach() * 2 + 1 for x in xs))
+            assert not torch.equal(before, norm.get_buffer("running_mean"))
+        return torch.autograd.grad([t.sin().sum() for t in outs], [*xs, *norm.parameters()])
+
+    got, want = (place.run(gradients, again) for again in (True, False))
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
 @kernels
