@@ -23,7 +23,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -164,11 +164,14 @@ def training_step(
     default = torch.get_default_dtype()
     backend, _, _ = VARIANTS[variant]
     wanted = of_gpu() if backend == "triton" else ran_kernels.backend(backend)
+    # Some of timm's networks compute what they are made of, which takes memory.
+    made = unset_fake_temporarily() if "/" in network else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), wanted:
         try:
             torch.set_default_dtype(dtype)
-            model, (channels, side, _) = _model(network, variant)
-            model.train()
+            with made:
+                model, (channels, side, _) = _model(network, variant)
+                model.train()
         finally:
             torch.set_default_dtype(default)
         side = size or side
