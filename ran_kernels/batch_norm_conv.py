@@ -259,7 +259,7 @@ def _convolutions_backward(
     ]
     dtype = weights[0].dtype
     if any(of_weights):
-        variance = _AFTER(kept.variance, incoming[0].detach()[:0])
+        variance = AFTER(kept.variance, incoming[0].detach()[:0])
         again = kept._replace(variance=variance)
         activation = apply(ctx.parts, again, None, ctx.options).to(dtype)
     else:
@@ -288,4 +288,4 @@ def _convolutions_backward(
 LIBRARY.define("after(Tensor value, Tensor event) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.impl("after", lambda value, event: value.clone(), "CompositeExplicitAutograd")
 torch.library.register_fake("ran::after", lambda value, event: value.clone(), lib=LIBRARY)
-_AFTER = torch.ops.ran.after.default
+AFTER = torch.ops.ran.after.default

@@ -5,6 +5,7 @@ passes over x are operators; the perceptron on (N, C), the convolution and the n
 (N, 1, H, W) between them are PyTorch's, with their derivatives written out here.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,88 +78,118 @@ def _apply(*arguments: Any) -> Tensor:
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shortcut: Tensor | None, *arguments: Any) -> Tensor:
-        perceptron, conv = Perceptron(*arguments[:4]), arguments[4]
-        norm = Norm(*arguments[5:9])
-        options = Options(*arguments[9:])
-        backend = options.backend
-        with torch.autocast(x.device.type, enabled=False):
-            mean, maximum, channel_index = CHANNEL_POOL[backend](x)
-            _, hidden = _hidden(mean, maximum, perceptron)
-            channel = _channel_logits(hidden, perceptron).to(x.dtype)
-            maps, spatial_index = SPATIAL_POOL[backend](x, channel)
-            map_logits = _conv(maps, conv, options)
-            spatial, batch_mean, batch_scale = aten.native_batch_norm(
-                map_logits, *norm, options.training, options.momentum, options.eps
-            )
-            out = CBAM_GATE[backend](x, channel, spatial.to(x.dtype), shortcut, options.relu)
-        if not options.training:
-            batch_mean = norm.running_mean
-            batch_scale = torch.rsqrt(norm.running_var + options.eps)
-        ctx.options = options
-        ctx.save_for_backward(
-            *(x, mean, maximum, channel_index, maps, spatial_index, map_logits),
-            *(*perceptron, conv, *norm),
-            *(batch_mean, batch_scale, out if options.relu else None),
-        )
+        out, saved = gated(x, shortcut, *arguments, keep=any(ctx.needs_input_grad))
+        ctx.options = options_of(arguments)
+        ctx.save_for_backward(x, *saved)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: checkpointing recomputes at the first access
-        x, mean, maximum, channel_index, maps, spatial_index, map_logits = saved[:7]
-        perceptron, conv, norm = Perceptron(*saved[7:11]), saved[11], Norm(*saved[12:16])
-        batch_mean, batch_scale, out = saved[16:]
-        options: Options = ctx.options
-        backend = options.backend
-        needed = ctx.needs_input_grad
-        with torch.autocast(x.device.type, enabled=False):
-            grad = in_layout_of(grad, x)
-            pools, hidden = _hidden(mean, maximum, perceptron)
-            channel = _channel_logits(hidden, perceptron).to(x.dtype)
-            spatial = _normalise(map_logits, batch_mean, batch_scale, norm).to(x.dtype)
-            grad_spatial, masked = GRAD_SPATIAL[backend](grad, x, channel, spatial, out)
-            g = masked if options.relu else grad
-            grad_logits, grad_weight, grad_bias = aten.native_batch_norm_backward(
-                grad_spatial.to(map_logits.dtype),
-                *(
-                    map_logits,
-                    norm.weight,
-                    norm.running_mean,
-                    norm.running_var,
-                    batch_mean,
-                    batch_scale,
-                ),
-                *(options.training, options.eps, [True, needed[7], needed[8]]),
-            )
-            grad_maps, grad_conv, _ = aten.convolution_backward(
-                grad_logits,
-                maps.to(conv.dtype),
-                _as_maps(conv, options),
-                None,  # no bias
-                *(
-                    [1, 1],
-                    [conv.shape[2] // 2, conv.shape[3] // 2],
-                    [1, 1],
-                ),  # stride, pad, dilation
-                *(False, [0, 0], 1, [True, needed[6], False]),
-            )
-            grad_maps = grad_maps.to(x.dtype)
-            grad_conv = _as_maps(grad_conv, options) if needed[6] else None
-            grad_channel = GRAD_CHANNEL[backend](g, x, channel, spatial, grad_maps, spatial_index)
-            grad_pools, grad_perceptron = _perceptron_backward(
-                grad_channel, pools, hidden, perceptron, needed[2:6]
-            )
-            grad_pools = grad_pools.to(x.dtype).unflatten(0, (2, -1)).unbind(0)
-            grad_x = None
-            if needed[0]:
-                grad_x = GRAD_X[backend](
-                    x, g, channel, spatial, grad_maps, spatial_index, *grad_pools, channel_index
-                )
-        return (
-            *(grad_x, g if needed[1] else None, *grad_perceptron, grad_conv),
-            *(grad_weight if needed[7] else None, grad_bias if needed[8] else None, None, None),
-            *(None for _ in options),
+        x, *saved = ctx.saved_tensors  # once: checkpointing recomputes at the first access
+        return gradients(x, saved, ctx.options, grad, ctx.needs_input_grad)
+
+
+#: Of a node's arguments after x and shortcut, the tensors: of perceptron, convolution and norm.
+_TENSORS = len(Perceptron._fields) + 1 + len(Norm._fields)
+
+
+def options_of(arguments: Sequence[Any]) -> Options:
+    """Of what the node is given after x and shortcut."""
+    return Options(*arguments[_TENSORS:])
+
+
+def gated(
+    x: Tensor, shortcut: Tensor | None, *arguments: Any, keep: bool
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The result, and what `gradients` takes beside x, where that is to `keep`."""
+    perceptron, conv = Perceptron(*arguments[:4]), arguments[4]
+    norm = Norm(*arguments[5:_TENSORS])
+    options = options_of(arguments)
+    backend = options.backend
+    with torch.autocast(x.device.type, enabled=False):
+        mean, maximum, channel_index = CHANNEL_POOL[backend](x)
+        _, hidden = _hidden(mean, maximum, perceptron)
+        channel = _channel_logits(hidden, perceptron).to(x.dtype)
+        maps, spatial_index = SPATIAL_POOL[backend](x, channel)
+        map_logits = _conv(maps, conv, options)
+        spatial, batch_mean, batch_scale = aten.native_batch_norm(
+            map_logits, *norm, options.training, options.momentum, options.eps
         )
+        out = CBAM_GATE[backend](x, channel, spatial.to(x.dtype), shortcut, options.relu)
+    if not keep:
+        return out, ()
+    if not options.training:
+        # Copies: autograd does not notice when training updates the running statistics.
+        running = norm.running_mean.clone(), norm.running_var.clone()
+        norm = norm._replace(running_mean=running[0], running_var=running[1])
+        batch_mean, batch_scale = running[0], torch.rsqrt(running[1] + options.eps)
+    return out, (
+        *(mean, maximum, channel_index, maps, spatial_index, map_logits),
+        *(*perceptron, conv, *norm),
+        *(batch_mean, batch_scale, out if options.relu else None),
+    )
+
+
+def gradients(
+    x: Tensor,
+    saved: Sequence[Any],
+    options: Options,
+    grad: Tensor,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Of the node's arguments, x and shortcut first, where they are `needed`."""
+    mean, maximum, channel_index, maps, spatial_index, map_logits = saved[:6]
+    perceptron, conv, norm = Perceptron(*saved[6:10]), saved[10], Norm(*saved[11:15])
+    batch_mean, batch_scale, out = saved[15:]
+    backend = options.backend
+    with torch.autocast(x.device.type, enabled=False):
+        grad = in_layout_of(grad, x)
+        pools, hidden = _hidden(mean, maximum, perceptron)
+        channel = _channel_logits(hidden, perceptron).to(x.dtype)
+        spatial = _normalise(map_logits, batch_mean, batch_scale, norm).to(x.dtype)
+        grad_spatial, masked = GRAD_SPATIAL[backend](grad, x, channel, spatial, out)
+        g = masked if options.relu else grad
+        grad_logits, grad_weight, grad_bias = aten.native_batch_norm_backward(
+            grad_spatial.to(map_logits.dtype),
+            *(
+                map_logits,
+                norm.weight,
+                norm.running_mean,
+                norm.running_var,
+                batch_mean,
+                batch_scale,
+            ),
+            *(options.training, options.eps, [True, needed[7], needed[8]]),
+        )
+        grad_maps, grad_conv, _ = aten.convolution_backward(
+            grad_logits,
+            maps.to(conv.dtype),
+            _as_maps(conv, options),
+            None,  # no bias
+            *(
+                [1, 1],
+                [conv.shape[2] // 2, conv.shape[3] // 2],
+                [1, 1],
+            ),  # stride, pad, dilation
+            *(False, [0, 0], 1, [True, needed[6], False]),
+        )
+        grad_maps = grad_maps.to(x.dtype)
+        grad_conv = _as_maps(grad_conv, options) if needed[6] else None
+        grad_channel = GRAD_CHANNEL[backend](g, x, channel, spatial, grad_maps, spatial_index)
+        grad_pools, grad_perceptron = _perceptron_backward(
+            grad_channel, pools, hidden, perceptron, needed[2:6]
+        )
+        grad_pools = grad_pools.to(x.dtype).unflatten(0, (2, -1)).unbind(0)
+        grad_x = None
+        if needed[0]:
+            grad_x = GRAD_X[backend](
+                x, g, channel, spatial, grad_maps, spatial_index, *grad_pools, channel_index
+            )
+    return (
+        *(grad_x, g if needed[1] else None, *grad_perceptron, grad_conv),
+        *(grad_weight if needed[7] else None, grad_bias if needed[8] else None, None, None),
+        *(None for _ in options),
+    )
 
 
 def _normalise(map_logits: Tensor, mean: Tensor, scale: Tensor, norm: Norm) -> Tensor:

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from . import backends
 from .attention_gate import attention_gate
+from .batch_norm_cbam import batch_norm_cbam
+from .batch_norm_node import NOT_KNOWN, Channels
+from .batch_norm_node import Options as NormOptions
 from .cbam_block import Norm, Options, Perceptron, cbam_block
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .checks import promote, require_device, require_shape, require_tensor
+from .norm_relu_conv import Measured
 from .norms import (
     add_norm_act,
     add_norm_relu,
@@ -24,6 +28,8 @@ from .norms import (
     norm_measured,
     norm_relu,
     norm_relu_conv,
+    options_of,
+    parted,
 )
 from .parts import are_plain, is_called_plainly, is_pointwise, keeps_size
 from .spatial_pool import spatial_pool
@@ -40,6 +46,7 @@ __all__ = [
     "measured_convs",
     "norm_act",
     "norm_add_relu",
+    "norm_cbam",
     "norm_measured",
     "norm_relu",
     "norm_relu_conv",
@@ -153,31 +160,9 @@ class CBAM(nn.Module):
         """CBAM of x (N, C, H, W), plus `shortcut` (N, C, H, W), through a ReLU with `relu`."""
         if isinstance(x, torch.fx.Proxy):
             return self._composed(x, shortcut, relu)
-        require_tensor("x", x)
-        # A part that was put in later may not say its sizes.
-        sizes = "in_channels" if self.mlp_conv else "in_features"
-        channels = getattr(self.fc1, sizes, x.shape[1])
-        require_shape("x", x, (x.shape[0], channels, *x.shape[2:]), f"with {channels} channels")
-        if shortcut is not None:
-            require_tensor("shortcut", shortcut)
-            require_shape("shortcut", shortcut, x.shape, "as x")
-            require_device("shortcut", shortcut, "x", x)
-            x, shortcut = promote(x, shortcut)
-        backend = backends.choose("cbam_gate", x)
-        statistics = self._node_statistics(x, shortcut)
-        if backend == "reference" or backends.exporting() or statistics is None:
-            return self._composed(x, shortcut, relu)
-        fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
-        if norm.training and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        return cbam_block(
-            x,
-            shortcut,
-            Perceptron(self._matrix(fc1), fc1.bias, self._matrix(fc2), fc2.bias),
-            conv.weight,
-            Norm(norm.weight, norm.bias, *statistics),
-            Options(backend, relu, self.mean_first, norm.training, norm.momentum or 0.0, norm.eps),
-        )
+        x, shortcut = self._checked(x, shortcut)
+        node = self._node(x, shortcut, relu)
+        return self._composed(x, shortcut, relu) if node is None else cbam_block(x, shortcut, *node)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What x (N, C, H, W) is multiplied by: (N, C, 1, 1) and (N, 1, H, W), in [0, 1]."""
@@ -208,6 +193,66 @@ class CBAM(nn.Module):
         if self.mlp_conv:
             return self.fc2(F.relu(self.fc1(pooled[:, :, None, None]))).flatten(1)
         return self.fc2(F.relu(self.fc1(pooled)))
+
+    def _checked(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both in one dtype."""
+        require_tensor("x", x)
+        # A part that was put in later may not say its sizes.
+        sizes = "in_channels" if self.mlp_conv else "in_features"
+        channels = getattr(self.fc1, sizes, x.shape[1])
+        require_shape("x", x, (x.shape[0], channels, *x.shape[2:]), f"with {channels} channels")
+        if shortcut is None:
+            return x, None
+        require_tensor("shortcut", shortcut)
+        require_shape("shortcut", shortcut, x.shape, "as x")
+        require_device("shortcut", shortcut, "x", x)
+        x, shortcut = promote(x, shortcut)
+        return x, shortcut
+
+    def _node(
+        self, x: Tensor, shortcut: Tensor | None, relu: bool
+    ) -> tuple[Perceptron, Tensor, Norm, Options] | None:
+        """What `cbam_block` takes after its images, a batch counted; None where it cannot run."""
+        backend, statistics = self._chosen(x, shortcut)
+        if statistics is None:
+            return None
+        fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return (
+            Perceptron(self._matrix(fc1), fc1.bias, self._matrix(fc2), fc2.bias),
+            conv.weight,
+            Norm(norm.weight, norm.bias, *statistics),
+            Options(backend, relu, self.mean_first, norm.training, norm.momentum or 0.0, norm.eps),
+        )
+
+    def _chosen(
+        self, x: Tensor, shortcut: Tensor | None
+    ) -> tuple[str, tuple[Tensor, Tensor] | None]:
+        """The node's backend, and as `_node_statistics`."""
+        backend = backends.choose("cbam_gate", x)
+        if backend == "reference" or backends.exporting():
+            return backend, None
+        return backend, self._node_statistics(x, shortcut)
+
+    def _of_norm(
+        self, norm: nn.Module, given: Tensor | Measured, shortcut: Tensor | None, relu: bool
+    ) -> Tensor | None:
+        """As `norm_cbam` with `recompute`; None, with nothing done, where the node cannot run."""
+        x, known = parted(given)
+        if isinstance(x, torch.fx.Proxy) or not is_called_plainly(self):
+            return None
+        image, shortcut = self._checked(x, shortcut)
+        if image.dtype != x.dtype or self._chosen(x, shortcut)[1] is None:
+            return None
+        options = options_of(norm, x)
+        node = None if options is None else self._node(x, shortcut, relu)
+        if options is None or node is None:
+            return None
+        tensors = (options[name] for name in Channels._fields[:4])
+        channels = Channels(*tensors, *known.get("statistics") or NOT_KNOWN)
+        others = (options[name] for name in NormOptions._fields[1:])
+        return batch_norm_cbam(x, shortcut, channels, NormOptions(False, *others), *node)
 
     def _node_statistics(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The running mean and variance that the node works with, None where it cannot run.
@@ -247,3 +292,28 @@ class CBAM(nn.Module):
                 if (*both[0], 1, 1) == tuple(both[1]):
                     state_dict[key] = given.reshape(own.weight.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest, **options)
+
+
+def norm_cbam(
+    norm: nn.Module,
+    x: Tensor | Measured,
+    cbam: nn.Module,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    *,
+    recompute: bool,
+) -> Tensor:
+    """``cbam(norm(x), shortcut, relu)``.
+
+    Args:
+        x, shortcut: (N, C, H, W).
+        recompute: as one node that keeps x alone and computes ``norm(x)`` again in the backward,
+            where `norm_relu` would take its operator and `cbam` is a `CBAM` as it was built,
+            without hooks of any kind. Otherwise, and elsewhere, the two one by one.
+    """
+    if recompute and type(cbam) is CBAM:
+        out = cbam._of_norm(norm, x, shortcut, relu)
+        if out is not None:
+            return out
+    result: Tensor = cbam(norm_measured(norm, x), shortcut, relu=relu)
+    return result

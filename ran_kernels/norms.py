@@ -32,22 +32,22 @@ def norm_relu(norm: nn.Module, x: Tensor | Measured) -> Tensor:
     `torch.nn.BatchNorm2d` or `torch.nn.SyncBatchNorm`, or has hooks of any kind, or a momentum of
     None, or holds tensors that are no plain ones. A SyncBatchNorm works on every device here.
     """
-    x, known = _parted(x)
-    options = _options(norm, x)
+    x, known = parted(x)
+    options = options_of(norm, x)
     return _plain(norm, x) if options is None else batch_norm_relu(x, **options, **known)
 
 
 def norm_measured(norm: nn.Module, x: Tensor | Measured) -> Tensor:
     """``norm(x)``, with `ran_kernels.batch_norm` where x is measured; as `norm_relu` otherwise."""
-    x, known = _parted(x)
-    options = _options(norm, x) if known else None
+    x, known = parted(x)
+    options = options_of(norm, x) if known else None
     if options is None:
         out: Tensor = norm(x)
         return out
     return batch_norm(x, **options, **known)
 
 
-def _parted(x: Tensor | Measured) -> tuple[Tensor, dict[str, Any]]:
+def parted(x: Tensor | Measured) -> tuple[Tensor, dict[str, Any]]:
     """The tensor, and what an operator is told of it."""
     if not isinstance(x, Measured):
         return x, {}
@@ -56,7 +56,7 @@ def _parted(x: Tensor | Measured) -> tuple[Tensor, dict[str, Any]]:
 
 def norm_act(norm: nn.Module, act: nn.Module, x: Tensor | Measured) -> Tensor:
     """``act(norm(x))``, as `norm_relu` where `act` is a plain `torch.nn.ReLU` without hooks."""
-    value, _ = _parted(x)
+    value, _ = parted(x)
     if _is_relu(act, value):
         return norm_relu(norm, x)
     out: Tensor = act(norm(value))
@@ -81,7 +81,7 @@ def add_norm_relu(norm: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
 
     Like `norm_relu` through the module where that is needed.
     """
-    options = _options(norm, a, b)
+    options = options_of(norm, a, b)
     if options is None:
         total = a + b
         return total, _plain(norm, total)
@@ -93,8 +93,8 @@ def norm_add_relu(norm: nn.Module, x: Tensor | Measured, shortcut: Tensor) -> Te
 
     Like `norm_relu` through the module where that is needed.
     """
-    x, known = _parted(x)
-    options = _options(norm, x, shortcut)
+    x, known = parted(x)
+    options = options_of(norm, x, shortcut)
     if options is None:
         return F.relu(norm(x) + shortcut)
     return batch_norm_add_relu(x, shortcut, **options, **known)
@@ -111,9 +111,9 @@ def norm_relu_conv(
             convolution is a plain `torch.nn.Conv2d` with zeros around, without hooks of any kind.
             Otherwise, and elsewhere, `norm_relu` and the convolutions themselves.
     """
-    value, known = _parted(x)
+    value, known = parted(x)
     taken = _convolutions(convs, value) if recompute else None
-    options = _options(norm, value) if taken else None
+    options = options_of(norm, value) if taken else None
     if taken and options:
         return batch_norm_relu_conv2d(value, **options, **known, convs=taken)
     activation = norm_relu(norm, x)
@@ -148,13 +148,13 @@ def measured_convs(
         recompute: as `norm_relu_conv`, elsewhere.
         measure: whether a normalisation follows, which asks for statistics in training.
     """
-    value, known = _parted(x)
+    value, known = parted(x)
     taken = _convolutions(convs, value) if are_products(value) else None
     if taken and all(map(_is_product, taken)) and (addend is None or are_plain(addend)):
         if norm is None and are_plain(value):
             measure = measure and any(conv.training for conv in convs)
             return conv_statistics(value, convs=taken, addend=addend, measure=measure)
-        options = None if norm is None else _options(norm, value)
+        options = None if norm is None else options_of(norm, value)
         if options is not None:
             options |= {**known, "convs": taken, "addend": addend, "measure": measure}
             return norm_relu_product(value, **options)
@@ -180,7 +180,7 @@ def add_norm_relu_conv(
         recompute: as `norm_relu_conv`, with `ran_kernels.add_batch_norm_relu_conv2d`.
     """
     taken = _convolutions(convs, a, b) if recompute else None
-    options = _options(norm, a, b) if taken else None
+    options = options_of(norm, a, b) if taken else None
     if taken and options:
         return add_batch_norm_relu_conv2d(a, b, **options, convs=taken)
     total, activation = add_norm_relu(norm, a, b)
@@ -209,7 +209,7 @@ def _plain(norm: nn.Module, x: Tensor) -> Tensor:
     return F.relu(norm(x), inplace=own)
 
 
-def _options(norm: nn.Module, *images: Tensor) -> dict[str, Any] | None:
+def options_of(norm: nn.Module, *images: Tensor) -> dict[str, Any] | None:
     """What the operator is called with in the place of `norm`, None where it cannot stand for it.
 
     A batch is counted where one is returned.

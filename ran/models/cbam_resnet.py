@@ -8,12 +8,13 @@ import torch.fx
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from ran_kernels import Measured
 from ran_kernels.nn import (
     CBAM,
     are_products,
     measured_convs,
     norm_act,
-    norm_measured,
+    norm_cbam,
     norm_relu_conv,
 )
 
@@ -53,8 +54,8 @@ class _CbamBlock(nn.Module):
     recompute_norms = False
     norm_conv = NORM_CONV
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual branch up to its last normalisation, (N, out, h, w)."""
+    def unnormalised(self, x: Tensor) -> tuple[nn.Module, Tensor]:
+        """The residual branch's last normalisation, and what it normalises, (N, out, h, w)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,15 +65,20 @@ class _CbamBlock(nn.Module):
 
     def forward_attention(self, x: Tensor) -> tuple[Tensor, CbamGates]:
         """``forward``'s output beside the gates it came from."""
-        branch = self.branch(x)
-        return self._close(branch, x), CbamGates(*self.cbam.gates(branch))
+        norm, y = self.unnormalised(x)
+        branch = norm(y)
+        return self.cbam(branch, self._shortcut(x), relu=True), CbamGates(*self.cbam.gates(branch))
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self._close(self.branch(x), x)
+        norm, y = self.unnormalised(x)
+        return self._close(norm, y, self._shortcut(x))
 
-    def _close(self, branch: Tensor, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.cbam(branch, shortcut, relu=True)
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
+
+    def _close(self, norm: nn.Module, y: Tensor | Measured, shortcut: Tensor) -> Tensor:
+        recompute = self.recompute_norms
+        return norm_cbam(norm, y, self.cbam, shortcut, relu=True, recompute=recompute)
 
 
 class CbamBasicBlock(_CbamBlock, BasicBlock):
@@ -89,10 +95,10 @@ class CbamBasicBlock(_CbamBlock, BasicBlock):
         del self.act2  # CBAM adds the shortcut and ends in the ReLU
         self.cbam = CBAM(self.conv2.out_channels, reduction)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def unnormalised(self, x: Tensor) -> tuple[nn.Module, Tensor]:
         recompute = self.recompute_norms
         (x,) = norm_relu_conv(self.bn1, self.conv1(x), self.conv2, recompute=recompute)
-        return self.bn2(x)
+        return self.bn2, x
 
 
 class CbamBottleneck(_CbamBlock, Bottleneck):
@@ -118,13 +124,13 @@ class CbamBottleneck(_CbamBlock, Bottleneck):
         first, shortcut = opened_branches(x, self.conv1, self.downsample)
         (y,) = norm_relu_conv(self.bn1, first, self.conv2, recompute=recompute)
         _, (last,) = measured_convs(self.bn2, y, self.conv3, recompute=recompute)
-        return self.cbam(norm_measured(self.bn3, last), shortcut, relu=True)
+        return self._close(self.bn3, last, shortcut)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def unnormalised(self, x: Tensor) -> tuple[nn.Module, Tensor]:
         recompute = self.recompute_norms
         (x,) = norm_relu_conv(self.bn1, self.conv1(x), self.conv2, recompute=recompute)
         (x,) = norm_relu_conv(self.bn2, x, self.conv3, recompute=recompute)
-        return self.bn3(x)
+        return self.bn3, x
 
 
 #: Residual blocks of a network, a second or two to build.

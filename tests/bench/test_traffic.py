@@ -67,7 +67,8 @@ def test_what_is_kept_is_counted_once_and_without_parameters() -> None:
 
 
 def test_a_network_without_normalisations_is_refused() -> None:
-    with pytest.raises(ValueError, match="torchvision/squeezenet1_1: expected normalisations to fuse"):
+    match = "torchvision/squeezenet1_1: expected normalisations to fuse"
+    with pytest.raises(ValueError, match=match):
         traffic.measure("torchvision/squeezenet1_1", 1, 32, torch.float32, inductor=False)
 
 
