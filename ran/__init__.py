@@ -2,14 +2,15 @@
 
 ``__init__.pyi`` lists each public name once, with the room it comes from: type checkers read it,
 and so does ``__getattr__``, which loads a name when it is first asked for. Networks need neither
-matplotlib nor Lightning nor the readers of data.
+matplotlib nor Lightning nor the readers of data; what a small install lacks is named when needed.
 """
 
 import ast
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from .extras import needed_by
 from .program import is_program
 
 
@@ -25,9 +26,14 @@ __all__ = sorted(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    value: Any
+    if name == "__version__":
+        value = metadata.version("ran-attention")
+    elif name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_ROOMS[name], __name__), name)
+    else:
+        with needed_by(f"ran.{name}"):
+            value = getattr(import_module(_ROOMS[name], __name__), name)
     globals()[name] = value  # the next time it is found without asking
     return value
 

@@ -148,3 +148,5 @@ from .weights.pretrained import (
 from .weights.report import (
     LoadReport as LoadReport,
 )
+
+__version__: str

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..extras import needed_by
 from .recipes import combine
 from .settings import make_settings
 
@@ -37,6 +38,7 @@ def train(
         SystemExit: SIGTERM or an interrupt stopped the training, which ``resume`` continues.
     """
     checked = make_settings(combine(recipe, settings))
-    from .run import train as run_training
+    with needed_by("ran.train"):
+        from .run import train as run_training
 
     return run_training(checked, console, callbacks)
