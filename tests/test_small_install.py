@@ -60,8 +60,12 @@ def _environment(folder: Path, requirements: list[str]) -> None:
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # Neither site-packages nor what the caller's environment adds to the path.
     start = f"import sys; sys.path[0:0] = [{str(folder)!r}]"
-    code = arguments[1] if arguments[0] == "-c" else f"import runpy; sys.argv = {[*arguments]!r}; " \
-        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"  # fmt: skip
+    code = (
+        f"import runpy; sys.argv = {[*arguments]!r}\n"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    if arguments[0] == "-c":
+        code = arguments[1]
     return subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"{start}\n{code}"],
         capture_output=True,
