@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import reference
 from .batch_norm_node import (
-    NOT_KNOWN,
     Channels,
     Kept,
     Needed,
@@ -20,6 +19,7 @@ from .batch_norm_node import (
     Statistics,
     gradients,
     keep,
+    known,
     normalise,
     of_reference,
     prepare,
@@ -72,7 +72,7 @@ def batch_norm(
             one value per channel.
         BackendError: a backend was asked for that cannot run this.
     """
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(False, training, momentum, eps, process_group)
     return _run("batch_norm", x, None, None, channels, options)
 
@@ -96,7 +96,7 @@ def batch_norm_relu(
 
     Args, Returns, Raises: as `batch_norm`.
     """
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_relu", x, None, None, channels, options)
 
@@ -171,7 +171,7 @@ def batch_norm_add_relu(
     """
     require_same_image("shortcut", shortcut, "x", x)
     x, shortcut = promote(x, shortcut)
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_add_relu", x, None, shortcut, channels, options)
 

@@ -37,7 +37,19 @@ class Channels(NamedTuple):
 
 #: Of a batch, each (C,): what `Channels` has of it.
 Statistics = tuple[Tensor, Tensor]
-NOT_KNOWN = (None, None)
+
+
+def known(statistics: Statistics | None) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and variance of `Channels`. Raises TypeError unless they are two tensors, or None."""
+    if statistics is None:
+        return None, None
+    pair = isinstance(statistics, (tuple, list)) and len(statistics) == 2
+    if not pair or not all(isinstance(t, Tensor) for t in statistics):
+        got = type(statistics).__name__
+        if isinstance(statistics, (tuple, list)):
+            got = f"({', '.join(type(t).__name__ for t in statistics)})"
+        raise TypeError(f"statistics: expected a pair of tensors, mean and variance, got {got}")
+    return statistics[0], statistics[1]
 
 
 class Options(NamedTuple):
