@@ -38,7 +38,6 @@ from torch import Tensor
 from . import backends
 from .batch_norm_conv import Convolution, batch_norm_relu_conv2d, require_convolutions
 from .batch_norm_node import (
-    NOT_KNOWN,
     Channels,
     Kept,
     Needed,
@@ -47,6 +46,7 @@ from .batch_norm_node import (
     Statistics,
     gradients,
     keep,
+    known,
     measured,
     norm_of,
     prepare,
@@ -113,7 +113,7 @@ def norm_relu_conv(
         ValueError: as `batch_norm`, or a convolution does not fit x, or `addend` its result.
         BackendError: a backend was asked for that cannot run this.
     """
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     backend, options = prepare("norm_relu_conv", "x", x, channels, options)
     convs = _require_pointwise(convs, x, addend)
