@@ -28,9 +28,10 @@ def norm_relu(norm: nn.Module, x: Tensor | Measured) -> Tensor:
     """``relu(norm(x))`` with `ran_kernels.batch_norm_relu`.
 
     `norm` itself is called, and PyTorch's ReLU, on the reference backend, in torch.export,
-    torch.jit.trace and torch.fx, and wherever the operator would pass over something: where `norm` is no plain
-    `torch.nn.BatchNorm2d` or `torch.nn.SyncBatchNorm`, or has hooks of any kind, or a momentum of
-    None, or holds tensors that are no plain ones. A SyncBatchNorm works on every device here.
+    torch.jit.trace and torch.fx, and wherever the operator would pass over something: where `norm`
+    is no plain `torch.nn.BatchNorm2d` or `torch.nn.SyncBatchNorm`, or has hooks of any kind, or a
+    momentum of None, or holds tensors that are no plain ones. A SyncBatchNorm works on every device
+    here.
     """
     x, known = _parted(x)
     options = _options(norm, x)
