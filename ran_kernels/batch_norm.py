@@ -62,14 +62,17 @@ def batch_norm(
         process_group: a `torch.distributed` group over whose processes training takes the
             statistics, as `torch.nn.SyncBatchNorm` does, of batches that may differ in size, and
             may be empty. On any device.
+        statistics: mean and biased variance of this process's x, each (C,), where they are known:
+            training takes them instead of a pass over x. x's gradient goes through them all the
+            same, and none to them.
 
     Returns:
         (N, C, H, W) in x's dtype, with x's strides where x is contiguous or channels_last.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes or devices do not fit, running statistics are missing, or training has
-            one value per channel.
+        TypeError: an argument is no floating-point tensor, or no number.
+        ValueError: shapes or devices do not fit, running statistics are missing or want a
+            gradient, eps is negative, or training has one value per channel.
         BackendError: a backend was asked for that cannot run this.
     """
     channels = Channels(running_mean, running_var, weight, bias, *known(statistics))

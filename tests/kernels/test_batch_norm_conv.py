@@ -251,6 +251,8 @@ W = torch.zeros(4, 6, 3, 3)
     ("convs", "error", "message"),
     [
         ([], ValueError, r"convs: expected at least one convolution, got none"),
+        (Convolution(W), TypeError, r"convs: expected a list of Convolution, got Convolution"),
+        ([W], TypeError, r"convs\[0\]: expected a Convolution, got Tensor"),
         ([Convolution(W, None, groups=2)], ValueError,
          r"convs\[0\].weight: expected \(O, 6 / groups, kH, kW\) for the channels of a"),
         ([Convolution(W[:3, :3], None, groups=2)], ValueError, r"convs\[0\].weight: expected"),
@@ -268,7 +270,7 @@ W = torch.zeros(4, 6, 3, 3)
 )  # fmt: skip
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_bad_convolutions_are_named(
-    backend: str, convs: list[Convolution], error: type[Exception], message: str
+    backend: str, convs: Any, error: type[Exception], message: str
 ) -> None:
     """Before anything is computed: the running statistics stay."""
     mean, var = torch.zeros(6), torch.ones(6)

@@ -344,7 +344,7 @@ W = torch.zeros(5, 3, 1, 1)
         ({"addend": torch.zeros(2, 5, 4, 4, device="meta")}, ValueError,
          r"addend: expected device cpu as x, got meta"),
         ({"convs": Convolution(W)}, TypeError,
-         r"convs\[0\]: expected a Convolution, got Tensor"),
+         r"convs: expected a list of Convolution, got Convolution"),
         ({"statistics": (torch.zeros(2), torch.zeros(3))}, ValueError,
          r"statistics\[0\]: expected shape \(3,\) \(C,\) of x, got \(2,\)"),
         ({"statistics": torch.zeros(3)}, TypeError,
