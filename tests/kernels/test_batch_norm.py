@@ -153,7 +153,8 @@ def test_the_mask_is_that_of_the_result(
 ) -> None:
     """Where a result is zero its gradient is, and nowhere else, on results as close to zero as
     rounding comes: each value and its bias cancel."""
-    x = features((2, 64, 16, 15), dtype, place.device, layout)
+    channels = 16 if place.interpreted else 64  # each is a value that cancels
+    x = features((2, channels, 16, 15), dtype, place.device, layout)
     weight = affine(x)[0]
     values = x[0, :, 3, 4]  # of each channel the one that will be about 0
     with torch.no_grad():

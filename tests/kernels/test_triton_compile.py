@@ -24,17 +24,22 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `compile_triton` prints, compiled anew, once for all processes that test."""
+    """What `compile_triton` prints, once for all processes that test.
+
+    Compiled is what has changed: Triton finds the others by their source, launch and compiler.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     with FileLock(folder / "triton.lock"):
         result = folder / "triton.json"
         if not result.is_file():
-            result.write_text(_compile(folder / "triton-cache"))
+            result.write_text(_compile(ROOT / "build" / "triton"))
     return json.loads(result.read_text())
 
 
@@ -43,7 +48,7 @@ def _compile(cache: Path) -> str:
     environment.pop("TRITON_INTERPRET", None)
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_triton"],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
