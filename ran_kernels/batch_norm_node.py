@@ -235,7 +235,7 @@ def apply(parts: Parts, kept: Kept, shortcut: Tensor | None, options: Options) -
     return parts.apply(kept.x, shortcut, *norm_of(kept), options.eps, options.relu)
 
 
-def keep(ctx: Any, kept: Kept, *more: Tensor) -> None:
+def keep(ctx: Any, kept: Kept, *more: Tensor | None) -> None:
     """Saves for the backward what it takes, `more` after `kept`; ``ctx.options`` are set."""
     if not ctx.options.training and any(ctx.needs_input_grad) and kept.mean is not None:
         # Copies: autograd does not notice when training updates the running statistics.

@@ -7,7 +7,7 @@ from ran_kernels.triton.norm_relu_conv_kernels import read_at, used_by
 
 
 @triton.jit
-def positions_kernel(row, found, side, half):  # type: ignore[no-untyped-def]
+def positions_kernel(row, found, side, half):
     at = tl.arange(0, 8)
     given = tl.load(row + at)
     tl.store(found + at, read_at(given, side, side, half, half, 2))

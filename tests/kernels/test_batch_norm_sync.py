@@ -41,7 +41,7 @@ def _one(name: str, given: list[Tensor], group: Any) -> _Found:
     small = [*affine(given[0]), *convolutions(given[0], forms)]
     statistics = running(given[0])
     leaves = [t.requires_grad_() for t in (*given, *small)]
-    options = {"training": True, "process_group": group}
+    options: dict[str, Any] = {"training": True, "process_group": group}
     op = called(ran_kernels, name, forms=forms, statistics=statistics, **options)
     outs = listed(op(*leaves))
     grads = torch.autograd.grad([t.sin().sum() for t in outs], leaves)
@@ -107,7 +107,7 @@ def _second_derivative(name: str, given: list[Tensor], wanted: int) -> str:
     leaves = [t.requires_grad_() for t in (*given, *affine(given[0]))]
     leaves += convolutions(given[0], CONVOLUTIONS if name in CONVOLVED else ())
     forms = CONVOLUTIONS if name in CONVOLVED else ()
-    options = {"training": True, "process_group": distributed.group.WORLD}
+    options: dict[str, Any] = {"training": True, "process_group": distributed.group.WORLD}
     outs = listed(called(ran_kernels, name, forms=forms, **options)(*leaves))
     loss = torch.stack([t.sin().sum() for t in outs]).sum()
     (grad,) = torch.autograd.grad(loss, leaves[wanted], create_graph=True)

@@ -67,7 +67,7 @@ def test_norms_that_average_all_batches_are_computed_again(family: str) -> None:
     stores = randomise(FAMILIES[family]())
     for module in stores.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # type: ignore[assignment]
+            module.momentum = None
     again = copy.deepcopy(stores)
     again.set_grad_checkpointing()
     torch.testing.assert_close(_results(again), _results(stores), rtol=0, atol=0)
