@@ -142,7 +142,7 @@ def ways_into(node: type[torch.autograd.Function]) -> tuple[Callable[..., Any], 
     def refusing(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return batch_norm_sync.differentiated_once(*node.backward(ctx, *grads))
 
-    synchronised = type(node.__name__, (node,), {"backward": staticmethod(refusing)})
+    synchronised: Any = type(node.__name__, (node,), {"backward": staticmethod(refusing)})
 
     # Communication is no operation on tensors: torch.compile breaks the graph here.
     @torch.compiler.disable

@@ -62,7 +62,7 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         # None is 0 where no batches are counted; a number would call another implementation.
-        norm.momentum = None if norm.momentum is None else 0.0  # type: ignore[assignment]
+        norm.momentum = None if norm.momentum is None else 0.0
         norm.num_batches_tracked = None
     try:
         yield
