@@ -37,8 +37,8 @@ def test_same_bits_every_run_and_inputs_untouched(place: Place, name: str, layou
 @each_operator
 def test_promotion_is_pytorchs(place: Place, name: str) -> None:
     case = OPERATORS[name]
-    # Dtypes are promoted before a backend is chosen: what is slow takes one pair in four, others for
-    # each operator, in which every dtype stands on either side.
+    # Dtypes are promoted before a backend is chosen: what is slow takes one pair in four, in which
+    # every dtype stands on either side, and each operator others.
     pairs = [(one, DTYPES[(i + k) % 4]) for i, one in enumerate(DTYPES) for k in range(4)]
     for one, other in place.share(pairs, list(OPERATORS).index(name), of=4):
         inputs = case.inputs((2, 3, 2, 3), one, place.device)
