@@ -47,20 +47,16 @@ def test_copies_and_states() -> None:
     assert moved.network(x.double()).dtype == torch.float64
 
 
-# Every protocol of pickle that there is, in two of the networks.
 @pytest.mark.parametrize(
-    ("name", "layout", "protocols"),
+    ("name", "layout"),
     [
-        ("authors", "channels_last", (2, 4)),
-        ("features", "contiguous", (3, 5)),
-        ("CBAM basic", "channels_last", (3, 5)),
-        ("timm", "contiguous", (2, 4)),
+        ("authors", "channels_last"),
+        ("features", "contiguous"),
+        ("CBAM basic", "channels_last"),
+        ("timm", "contiguous"),
     ],
 )
-def test_a_saved_network_computes_the_same_bits(
-    name: str, layout: str, protocols: tuple[int, ...]
-) -> None:
-    assert pickle.HIGHEST_PROTOCOL == 5
+def test_a_saved_network_computes_the_same_bits(name: str, layout: str) -> None:
     x = images()
     model = shaped(NETWORKS[name]())
     deployed = ran.deploy(model, x, layout=layout)
@@ -71,7 +67,7 @@ def test_a_saved_network_computes_the_same_bits(
         torch.save(module, file)
         file.seek(0)
         loaded = [torch.load(file, weights_only=False)]
-        for protocol in protocols:
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
             loaded.append(pickle.loads(pickle.dumps(module, protocol)))
         with torch.no_grad():
             assert all(torch.equal(other(x), want) for other in loaded)
