@@ -184,5 +184,8 @@ def transformed() -> str | None:
 # Asked by Dynamo itself, torch 2.11 answers that torch.compile is an export.
 @torch.compiler.assume_constant_result
 def exporting() -> bool:
-    """Whether torch.export, and not torch.compile, traces this call."""
-    return torch.compiler.is_exporting()
+    """Whether torch.export or torch.jit.trace, and not torch.compile, traces this call.
+
+    Neither's graph can be saved with a node of Python's in it.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()

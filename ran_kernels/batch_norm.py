@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import reference
 from .batch_norm_node import (
-    NOT_KNOWN,
     Channels,
     Kept,
     Needed,
@@ -20,6 +19,7 @@ from .batch_norm_node import (
     Statistics,
     gradients,
     keep,
+    known,
     normalise,
     of_reference,
     prepare,
@@ -62,17 +62,20 @@ def batch_norm(
         process_group: a `torch.distributed` group over whose processes training takes the
             statistics, as `torch.nn.SyncBatchNorm` does, of batches that may differ in size, and
             may be empty. On any device.
+        statistics: mean and biased variance of this process's x, each (C,), where they are known:
+            training takes them instead of a pass over x. x's gradient goes through them all the
+            same, and none to them.
 
     Returns:
         (N, C, H, W) in x's dtype, with x's strides where x is contiguous or channels_last.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes or devices do not fit, running statistics are missing, or training has
-            one value per channel.
+        TypeError: an argument is no floating-point tensor, or no number.
+        ValueError: shapes or devices do not fit, running statistics are missing or want a
+            gradient, eps is negative, or training has one value per channel.
         BackendError: a backend was asked for that cannot run this.
     """
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(False, training, momentum, eps, process_group)
     return _run("batch_norm", x, None, None, channels, options)
 
@@ -96,7 +99,7 @@ def batch_norm_relu(
 
     Args, Returns, Raises: as `batch_norm`.
     """
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_relu", x, None, None, channels, options)
 
@@ -171,7 +174,7 @@ def batch_norm_add_relu(
     """
     require_same_image("shortcut", shortcut, "x", x)
     x, shortcut = promote(x, shortcut)
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_add_relu", x, None, shortcut, channels, options)
 

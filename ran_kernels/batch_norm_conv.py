@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import reference
 from .batch_norm_node import (
-    NOT_KNOWN,
     Channels,
     Kept,
     Needed,
@@ -24,6 +23,7 @@ from .batch_norm_node import (
     apply,
     gradients,
     keep,
+    known,
     normalise,
     of_reference,
     prepare,
@@ -78,12 +78,12 @@ def batch_norm_relu_conv2d(
         What each convolution gives, (N, O, H', W').
 
     Raises:
-        TypeError: an argument is no floating-point tensor, a stride, padding or dilation no
-            integer or pair of them.
+        TypeError: an argument is no floating-point tensor, number or list of convolutions, a
+            stride, padding or dilation no integer or pair of them.
         ValueError: as `batch_norm`, or a convolution does not fit x's channels or dtype.
         BackendError: a backend was asked for that cannot run this.
     """
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     return _run("batch_norm_relu_conv2d", x, None, channels, convs, options)
 
@@ -157,6 +157,11 @@ def require_convolutions(
     convs: Sequence[Convolution], x_name: str, x: Tensor
 ) -> tuple[list[Convolution], tuple[_Form, ...]]:
     """`convs` and what of each is no tensor, of checked arguments."""
+    if isinstance(convs, Convolution) or not isinstance(convs, (tuple, list)):
+        raise TypeError(f"convs: expected a list of Convolution, got {type(convs).__name__}")
+    for i, conv in enumerate(convs):
+        if not isinstance(conv, (tuple, list)):
+            raise TypeError(f"convs[{i}]: expected a Convolution, got {type(conv).__name__}")
     convs = [Convolution(*conv) for conv in convs]
     if not convs:
         raise ValueError("convs: expected at least one convolution, got none")

@@ -18,7 +18,7 @@ from .batch_norm_parts import (
     BATCH_NORM_STATISTICS,
     computing_dtype,
 )
-from .checks import require_device, require_shape, require_tensor
+from .checks import require_device, require_number, require_shape, require_tensor
 from .layouts import in_layout_of
 
 aten = torch.ops.aten
@@ -37,7 +37,21 @@ class Channels(NamedTuple):
 
 #: Of a batch, each (C,): what `Channels` has of it.
 Statistics = tuple[Tensor, Tensor]
-NOT_KNOWN = (None, None)
+
+
+def known(statistics: Statistics | None) -> Statistics | tuple[None, None]:
+    """Mean and variance of `Channels`. Raises TypeError unless they are two tensors, or None."""
+    if statistics is None:
+        return (None, None)
+    is_pair = isinstance(statistics, (tuple, list)) and len(statistics) == 2
+    if not is_pair or not all(isinstance(t, Tensor) for t in statistics):
+        got = type(statistics).__name__
+        if isinstance(statistics, (tuple, list)):
+            got = f"({', '.join(type(t).__name__ for t in statistics)})"
+        raise TypeError(f"statistics: expected a pair of tensors, mean and variance, got {got}")
+    for i, value in enumerate(statistics):
+        require_tensor(f"statistics[{i}]", value, dims=1)
+    return statistics[0], statistics[1]
 
 
 class Options(NamedTuple):
@@ -89,6 +103,10 @@ def prepare(
     """
     require_tensor(x_name, x)
     _require_channels(x_name, x, channels, options.training)
+    for number in ("momentum", "eps"):
+        require_number(number, getattr(options, number))
+    if options.eps < 0:
+        raise ValueError(f"eps: expected at least 0, got {options.eps}")
     options = options._replace(
         process_group=batch_norm_sync.shared(options.process_group) if options.training else None
     )
@@ -120,10 +138,16 @@ def ways_into(node: type[torch.autograd.Function]) -> tuple[Callable[..., Any], 
     def traced(*arguments: Any) -> Any:
         return node.apply(*arguments)
 
+    # The reference's passes could be differentiated again, of this process's values alone.
+    def refusing(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return batch_norm_sync.differentiated_once(*node.backward(ctx, *grads))
+
+    synchronised: Any = type(node.__name__, (node,), {"backward": staticmethod(refusing)})
+
     # Communication is no operation on tensors: torch.compile breaks the graph here.
     @torch.compiler.disable
     def untraced(*arguments: Any) -> Any:
-        return node.apply(*arguments)
+        return synchronised.apply(*arguments)
 
     return traced, untraced
 
@@ -211,7 +235,7 @@ def apply(parts: Parts, kept: Kept, shortcut: Tensor | None, options: Options) -
     return parts.apply(kept.x, shortcut, *norm_of(kept), options.eps, options.relu)
 
 
-def keep(ctx: Any, kept: Kept, *more: Tensor) -> None:
+def keep(ctx: Any, kept: Kept, *more: Tensor | None) -> None:
     """Saves for the backward what it takes, `more` after `kept`; ``ctx.options`` are set."""
     if not ctx.options.training and any(ctx.needs_input_grad) and kept.mean is not None:
         # Copies: autograd does not notice when training updates the running statistics.
@@ -294,3 +318,5 @@ def _require_channels(x_name: str, x: Tensor, channels: Channels, training: bool
         if value is None and (other is not None or not training):
             why = "as the other running statistic is given" if training else "in evaluation"
             raise ValueError(f"{name}: expected a tensor {why}, got None")
+        if value is not None and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name}: expected a tensor without a gradient, got one that wants it")

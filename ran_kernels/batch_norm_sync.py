@@ -43,3 +43,18 @@ def mean_sums(
     distributed.all_reduce(sums, group=process_group)
     first, second = (sums / total.to(sums.dtype)).chunk(2)
     return first, second
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("batch_norm: synchronised statistics can be differentiated once")
+
+
+def differentiated_once(*grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients whose own derivative, which would take all processes' values, raises an error."""
+    return tuple(t if t is None or not t.requires_grad else _Once.apply(t) for t in grads)

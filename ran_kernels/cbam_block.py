@@ -223,7 +223,7 @@ def _channel_logits(hidden: Tensor, mlp: Perceptron) -> Tensor:
 
 
 def _perceptron_backward(
-    grad: Tensor, pools: Tensor, hidden: Tensor, mlp: Perceptron, needed: tuple[bool, ...]
+    grad: Tensor, pools: Tensor, hidden: Tensor, mlp: Perceptron, needed: Sequence[bool]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The gradients of `pools` and, where `needed`, of the perceptron's parameters."""
     grad = grad.to(pools.dtype)

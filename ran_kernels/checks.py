@@ -60,6 +60,12 @@ def require_size(name: str, value: object) -> tuple[int, int]:
     return pair
 
 
+def require_number(name: str, value: object) -> None:
+    """Raises TypeError unless `value` is a number, or a tensor as one."""
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Tensor)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
 def require_not_empty(name: str, value: Tensor, dims: tuple[int, ...], what: str) -> None:
     """Raises ValueError if one of the dimensions `dims` is empty; `what` says what is missing."""
     if any(value.shape[d] == 0 for d in dims):

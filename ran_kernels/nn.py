@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from . import backends
 from .attention_gate import attention_gate
 from .batch_norm_cbam import batch_norm_cbam
-from .batch_norm_node import NOT_KNOWN, Channels
+from .batch_norm_node import Channels
 from .batch_norm_node import Options as NormOptions
+from .batch_norm_node import known as pair_of
 from .cbam_block import Norm, Options, Perceptron, cbam_block
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
@@ -250,7 +251,7 @@ class CBAM(nn.Module):
         if options is None or node is None:
             return None
         tensors = (options[name] for name in Channels._fields[:4])
-        channels = Channels(*tensors, *known.get("statistics") or NOT_KNOWN)
+        channels = Channels(*tensors, *pair_of(known.get("statistics")))
         others = (options[name] for name in NormOptions._fields[1:])
         return batch_norm_cbam(x, shortcut, channels, NormOptions(False, *others), *node)
 

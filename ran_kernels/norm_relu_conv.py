@@ -38,7 +38,6 @@ from torch import Tensor
 from . import backends
 from .batch_norm_conv import Convolution, batch_norm_relu_conv2d, require_convolutions
 from .batch_norm_node import (
-    NOT_KNOWN,
     Channels,
     Kept,
     Needed,
@@ -47,13 +46,14 @@ from .batch_norm_node import (
     Statistics,
     gradients,
     keep,
+    known,
     measured,
     norm_of,
     prepare,
     unpack,
     ways_into,
 )
-from .checks import autocast_dtype, require_shape, require_tensor
+from .checks import autocast_dtype, require_device, require_shape, require_tensor
 from .layouts import memory_format_of
 from .norm_relu_conv_parts import (
     NORM_RELU_CONV,
@@ -113,7 +113,7 @@ def norm_relu_conv(
         ValueError: as `batch_norm`, or a convolution does not fit x, or `addend` its result.
         BackendError: a backend was asked for that cannot run this.
     """
-    channels = Channels(running_mean, running_var, weight, bias, *statistics or NOT_KNOWN)
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     backend, options = prepare("norm_relu_conv", "x", x, channels, options)
     convs = _require_pointwise(convs, x, addend)
@@ -170,6 +170,7 @@ def _require_pointwise(
         size = out_size(x.shape[2:], forms[0][0][0])
         shape = (x.shape[0], convs[0].weight.shape[0], *size)
         require_shape("addend", addend, shape, "as the convolution's result")
+        require_device("addend", addend, "x", x)
     return [
         Convolution(conv.weight, None, form[0]) for conv, form in zip(convs, forms, strict=True)
     ]

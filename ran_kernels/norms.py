@@ -27,10 +27,11 @@ from .parts import are_called_plainly, are_plain, is_called_plainly
 def norm_relu(norm: nn.Module, x: Tensor | Measured) -> Tensor:
     """``relu(norm(x))`` with `ran_kernels.batch_norm_relu`.
 
-    `norm` itself is called, and PyTorch's ReLU, on the reference backend, in torch.export and
-    torch.fx, and wherever the operator would pass over something: where `norm` is no plain
-    `torch.nn.BatchNorm2d` or `torch.nn.SyncBatchNorm`, or has hooks of any kind, or a momentum of
-    None, or holds tensors that are no plain ones. A SyncBatchNorm works on every device here.
+    `norm` itself is called, and PyTorch's ReLU, on the reference backend, in torch.export,
+    torch.jit.trace and torch.fx, and wherever the operator would pass over something: where `norm`
+    is no plain `torch.nn.BatchNorm2d` or `torch.nn.SyncBatchNorm`, or has hooks of any kind, or a
+    momentum of None, or holds tensors that are no plain ones. A SyncBatchNorm works on every device
+    here.
     """
     x, known = parted(x)
     options = options_of(norm, x)
@@ -219,6 +220,8 @@ def options_of(norm: nn.Module, *images: Tensor) -> dict[str, Any] | None:
     assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
     if any(isinstance(t, torch.fx.Proxy) or t.dim() != 4 for t in images) or backends.exporting():
         return None
+    if any(t.shape != images[0].shape for t in images):
+        return None  # a sum spreads one of its terms
     mean, var, counted = norm.running_mean, norm.running_var, norm.num_batches_tracked
     if not are_plain(*images, norm.weight, norm.bias, mean, var, counted):
         return None

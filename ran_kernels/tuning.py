@@ -26,12 +26,14 @@ def tune(
     *,
     seconds: Callable[[Callable[[], Any]], float] | None = None,
 ) -> dict[str, list[int]]:
-    """Runs `run` and measures every tile for each product that `norm_relu_conv` makes in it.
+    """Runs `run` and measures every tile for each product that `norm_relu_conv` makes in it, and
+    `conv_gate` of channels_last images.
 
     The quickest are written to the file that later calls on such a GPU take their tiles from:
     RAN_TILES or ~/.cache/ran_kernels/tiles-NAME.json, each when it is known, and what the file has
     is not measured again. To tune a network, give it a training step. A product takes seconds, as
-    every tile of it is compiled; within a call nothing is ever tuned.
+    every tile of it is compiled; a tile that does not compile or run there is left out. Within a
+    call nothing is ever tuned.
 
     Args:
         run: a call without arguments.
@@ -44,6 +46,8 @@ def tune(
     Raises:
         ValueError: there is no file for the device.
     """
+    from triton.runtime.errors import OutOfResources, PTXASError
+
     tuned: Any = importlib.import_module("ran_kernels.triton.tuned")
     products: Any = importlib.import_module("ran_kernels.triton.products")
     device = torch.device(device)
@@ -58,10 +62,15 @@ def tune(
         if key in known or key in found:
             continue
         call = _call(problem, device)
-        times = {}
-        for tile in products.TILES[problem.element_size]:
+        times, refused = {}, None
+        for tile in products.tiles_of(problem):
             with tuned.forced(problem, tile):
-                times[tile] = (seconds or _seconds)(call)
+                try:
+                    times[tile] = (seconds or _seconds)(call)
+                except (OutOfResources, PTXASError) as error:
+                    refused = error
+        if refused and not times:
+            raise refused
         found[key] = min(times, key=lambda tile: times[tile])
         tuned.write(path, {key: found[key]})
     return {key: [t.rows, t.columns, t.inner, t.warps, t.stages] for key, t in found.items()}
@@ -80,7 +89,7 @@ def _call(problem: "Problem", device: torch.device) -> Callable[[], Any]:
     positions = problem.inner if problem.splits else problem.rows
     size = [positions, 1]
 
-    def image(channels: int) -> Tensor:
+    def image(channels: int, dtype: torch.dtype = dtype) -> Tensor:
         shape = (1, channels, *size)
         filled = torch.randn(shape, dtype=torch.float32, device=device).to(dtype)
         return filled.contiguous(memory_format=torch.channels_last)
@@ -92,12 +101,18 @@ def _call(problem: "Problem", device: torch.device) -> Callable[[], Any]:
         return torch.randn(out, channels, device=device).to(dtype)
 
     kind, columns, inner = problem.kind, problem.columns, problem.inner
+    normalised = torch.float32 if problem.wide else dtype
     none = [None] * 4
     if kind in ("norm_relu_conv", "conv"):
         norm = none if kind == "conv" else numbers(inner)
         addend = image(columns) if problem.images > 1 else None
-        given = (image(inner), *norm, matrix(columns, inner), addend, 1, 1e-5, True)
+        x = image(inner, normalised)
+        given = (x, *norm, matrix(columns, inner), addend, 1, 1e-5, True)
         return lambda: NORM_RELU_CONV["triton"](*given)
+    if kind == "conv_gate":
+        kernels: Any = importlib.import_module("ran_kernels.triton.norm_relu_conv")
+        gated = (image(inner), matrix(columns, inner), None, image(columns), True)
+        return lambda: kernels.gated_conv(*gated)
     if kind == "reduce":
         channels = numbers(columns)
         given = (image(inner), image(columns), *channels, matrix(inner, columns), 1, 1e-5)
@@ -105,11 +120,12 @@ def _call(problem: "Problem", device: torch.device) -> Callable[[], Any]:
     if kind in ("grad", "conv_grad"):
         norm = none if kind == "conv_grad" else numbers(columns)
         sums = [None, None] if kind == "conv_grad" else numbers(columns)[:2]
-        x = None if kind == "conv_grad" else image(columns)
-        addend = image(columns) if problem.images > (1 if x is None else 2) else None
+        skipped = kind == "conv_grad"
+        operand = None if skipped else image(columns)
+        addend = image(columns) if problem.images > (1 if skipped else 2) else None
         shape = (positions, matrix(inner, columns), size, 1, 1e-5)
         grad = image(inner)
-        return lambda: NORM_RELU_CONV_GRAD["triton"](grad, x, addend, *norm, *sums, *shape)
+        return lambda: NORM_RELU_CONV_GRAD["triton"](grad, operand, addend, *norm, *sums, *shape)
     norm = none if kind == "conv_weight" else numbers(columns)
-    given = (image(problem.rows), image(columns), *norm, 1, 1e-5)
+    given = (image(problem.rows), image(columns, normalised), *norm, 1, 1e-5)
     return lambda: NORM_RELU_CONV_WEIGHT["triton"](*given)

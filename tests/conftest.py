@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+# Read when torch is imported. pytest-xdist has a process for every core: with several threads in
+# each they spend most of their time waiting for one another, busily. Tests of several threads ask
+# for them (tests/kernels/test_guarantees.py, test_repeatability.py: the same bits by any number).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if TYPE_CHECKING:

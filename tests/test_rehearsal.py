@@ -61,9 +61,20 @@ def test_a_call_that_is_too_long_is_told(
         "test: 410 s of 400: does not fit, and is cut",
     ]
     assert "networks: not rehearsed yet" in lines
-    assert lines[-1].startswith(
-        "call 1 (build, test, ceilings, kernels): 600 s of 570: does not fit"
+    assert lines[-1] == (
+        "call 1 (build, test, ceilings, kernels): 600 s of 570: "
+        "does not fit; what is cut goes on when called again, 2 times in all"
     )
+    # Of what must be whole nothing may be cut.
+    monkeypatch.setattr(rehearsal, "tests", lambda folder: 390.0)
+    monkeypatch.setattr(rehearsal, "networks", lambda records: 2000.0)
+    assert rehearsal.estimate(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("call 1 (build, test, ceilings, kernels): 580 s of 570")
+    assert lines[-1].endswith("goes on when called again, 4 times in all")
+    monkeypatch.setattr(rehearsal, "build", lambda records: 200.0)
+    assert not rehearsal.estimate(tmp_path)
+    assert "760 s of 570: does not fit\n" in capsys.readouterr().out
 
 
 def test_the_sanitizers_are_kept_to_this_librarys_kernels(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ for part in "${parts[@]}"; do
       done
       ;;
     triton)
+      copy_tree
       (cd "$tree" && "$python" -m tests.rehearsal compile "$records/tests") || failed+=(triton)
       ;;
   esac

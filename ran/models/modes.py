@@ -61,7 +61,8 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        # None is 0 where no batches are counted; a number would call another implementation.
+        norm.momentum = None if norm.momentum is None else 0.0
         norm.num_batches_tracked = None
     try:
         yield

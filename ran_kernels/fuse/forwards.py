@@ -214,7 +214,7 @@ def _part(module: Any, path: Path) -> Any:
 
 def _chosen(ways: Ways, count: int, module: nn.Module, args: tuple[Any, ...]) -> Way | None:
     """The way that does as the class's own forward does with `args`."""
-    if len(args) != count or torch.jit.is_tracing() or backends.exporting():
+    if len(args) != count or backends.exporting():
         return None
     kind = list if type(args[0]) is list else Tensor
     # Of a tensor's own kind: a forward may ask for that, and was answered so.

@@ -194,9 +194,9 @@ def batch_norm_reduce_finish_kernel(
 ):  # fmt: skip
     channel, at, inside = partial_results(count, splits, BLOCK_SPLITS, BLOCK)
     total = tl.sum(tl.load(totals + at, mask=inside, other=0.0).to(tl.float64), axis=0)
+    tl.store(sum_grad + channel, total.to(sum_grad.dtype.element_ty), mask=channel < count)
     dot = tl.sum(tl.load(dots + at, mask=inside, other=0.0).to(tl.float64), axis=0)
     dot *= inverse_deviation(variance, channel, count, EPS)
-    tl.store(sum_grad + channel, total.to(sum_grad.dtype.element_ty), mask=channel < count)
     tl.store(sum_grad_xhat + channel, dot.to(sum_grad.dtype.element_ty), mask=channel < count)
 
 

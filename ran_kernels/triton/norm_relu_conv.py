@@ -176,7 +176,8 @@ def norm_relu_conv(
     rows = y.numel() // out
     images = 1 + (addend is not None)
     kind = "conv" if mean is None else "norm_relu_conv"
-    problem = Problem(kind, rows, out, channels, conv.element_size(), images)
+    wide = x.element_size() > conv.element_size()
+    problem = Problem(kind, rows, out, channels, conv.element_size(), images, wide=wide)
     row_tiles, grid, arguments = plan(problem, size, stride, x.device)
     with device_of(x):
         parts = (row_tiles, out) if measure else (0,)
@@ -324,7 +325,8 @@ def norm_relu_conv_weight(
         return grad_conv.zero_()
     kind = "conv_weight" if mean is None else "weight"
     exact = grad.dtype == torch.float32 and convolution_precision(grad.dtype) == "ieee"
-    problem = Problem(kind, out, channels, rows, grad.element_size(), splits=True, exact=exact)
+    size, wide = grad.element_size(), x.element_size() > grad.element_size()
+    problem = Problem(kind, out, channels, rows, size, splits=True, exact=exact, wide=wide)
     splits, grid, arguments = plan_weight(problem, (x.shape[2], x.shape[3]), stride, x.device)
     with device_of(x):
         parts = grad_conv if splits == 1 else accumulator(grad, (splits, out * channels))

@@ -41,10 +41,10 @@ def tile_of(column_tiles, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr)
 def read_at(row, height, width, out_height, out_width, STRIDE: tl.constexpr):
     """The position of the input that the output's position `row` is computed from."""
     if STRIDE != 1:
-        sample = row // (out_height * out_width)
-        place = row - sample * (out_height * out_width)
-        y = place // out_width
-        row = (sample * height + y * STRIDE) * width + (place - y * out_width) * STRIDE
+        line = row // out_width  # a sample's positions may not fit in 32 bits
+        sample = line // out_height
+        y = line - sample * out_height
+        row = (sample * height + y * STRIDE) * width + (row - line * out_width) * STRIDE
     return row
 
 
@@ -53,10 +53,10 @@ def used_by(row, height, width, out_height, out_width, STRIDE: tl.constexpr):
     """The position of the output that is computed from the input's `row`, and whether one is."""
     is_used = row >= 0
     if STRIDE != 1:
-        sample = row // (height * width)
-        place = row - sample * (height * width)
-        y = place // width
-        x = place - y * width
+        line = row // width
+        sample = line // height
+        y = line - sample * height
+        x = row - line * width
         is_used = (y % STRIDE == 0) & (x % STRIDE == 0)
         row = (sample * out_height + y // STRIDE) * out_width + x // STRIDE
     return row, is_used

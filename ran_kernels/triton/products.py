@@ -32,10 +32,17 @@ class Problem:
     numbers: int = 0  # (columns,) that the epilogue holds
     splits: bool = False  # whether programs share what is summed over, of transposed rows
     exact: bool = False  # of float32, without tensor cores
+    wide: bool = False  # what is normalised while it is loaded is float32, the rest 16 bits
+
+    @property
+    def operand_sizes(self) -> tuple[int, int]:
+        """Bytes of an element of what has rows, and of what has columns."""
+        if not self.wide:
+            return self.element_size, self.element_size
+        return (self.element_size, 4) if self.splits else (4, self.element_size)
 
 
-#: From large to small, by bytes of an element. All fit in the 99 KB of shared memory that the
-#: smallest of these GPUs has.
+#: From large to small, by bytes of an element. What `tiles_of` a product is fits in LEAST_SHARED.
 TILES = {
     2: (
         Tile(128, 128, 64, 8, 3),
@@ -49,6 +56,9 @@ TILES = {
     4: (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(32, 64, 32, 4, 3)),
     8: (Tile(32, 32, 16, 4, 2),),
 }
+
+#: Bytes of shared memory that a program has on the smallest of these GPUs.
+LEAST_SHARED = 99 * 1024
 
 # The GPU of the model is an H100 whatever GPU is at hand: tiles, and so the order of sums, are the
 # same on all, but where they were measured (tuned.py).
@@ -71,6 +81,18 @@ PEAK = {2: 800e12, 4: 400e12, 8: 60e12}
 #: Share of it that a tile reaches, by the smaller of its sides: narrow products read more operands
 #: from shared memory for each result.
 REACHED = {32: 0.25, 64: 0.45, 128: 0.65}
+
+
+def step_bytes(problem: Problem, tile: Tile) -> int:
+    """Of both operands, what is loaded at a time."""
+    of_rows, of_columns = problem.operand_sizes
+    return (tile.rows * of_rows + tile.columns * of_columns) * tile.inner
+
+
+def tiles_of(problem: Problem) -> list[Tile]:
+    """Those of TILES that `problem` can take on every GPU, from large to small."""
+    tiles = TILES[problem.element_size]
+    return [tile for tile in tiles if step_bytes(problem, tile) * tile.stages <= LEAST_SHARED]
 
 
 def registers(problem: Problem, tile: Tile) -> int:
@@ -111,16 +133,14 @@ def estimate(problem: Problem, tile: Tile) -> float:
     if problem.splits:
         splits, steps = splits_of(problem, tile)
     programs = row_tiles * column_tiles * splits
-    step = (tile.rows + tile.columns) * tile.inner * size
+    step = step_bytes(problem, tile)
     threads = 32 * tile.warps
     resident = min(SHARED // (step * tile.stages), THREADS // threads, REGISTERS // threads // held)
     slots = MULTIPROCESSORS * resident
     quantised = triton.cdiv(programs, slots) * slots / programs if programs > slots else 1.0
-    moved = size * (
-        problem.rows * problem.inner
-        + problem.columns * problem.inner
-        + problem.images * problem.rows * problem.columns
-    )
+    of_rows, of_columns = problem.operand_sizes
+    moved = (of_rows * problem.rows + of_columns * problem.columns) * problem.inner
+    moved += size * problem.images * problem.rows * problem.columns
     moved += 8 * (splits - 1) * problem.rows * problem.columns  # float32, written and read
     in_flight = min(programs, slots) * step * (tile.stages - 1)
     memory = moved / min(BANDWIDTH, in_flight / LATENCY)
@@ -132,9 +152,9 @@ def estimate(problem: Problem, tile: Tile) -> float:
 
 
 def choose(problem: Problem) -> Tile:
-    """The largest tile of TILES that is not half empty and whose `estimate` is within TIE of the
-    least, or the smallest."""
-    *tiles, smallest = TILES[problem.element_size]
+    """The largest tile of `tiles_of` it that is not half empty and whose `estimate` is within TIE
+    of the least, or the smallest."""
+    *tiles, smallest = tiles_of(problem)
     fitting = [
         tile
         for tile in tiles

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from .products import TILES, Problem, Tile, choose
+from .products import TILES, Problem, Tile, choose, tiles_of
 
 #: Those that are being measured, and those that were asked for while somebody looks on.
 _forced: dict[Problem, Tile] = {}
@@ -33,7 +34,8 @@ def tile_of(problem: Problem, device: torch.device) -> Tile:
 
 @functools.cache
 def _tile_of(problem: Problem, kind: str, index: int | None) -> Tile:
-    return _table(kind, index).get(key_of(problem)) or choose(problem)
+    found = _table(kind, index).get(key_of(problem))
+    return found if found in tiles_of(problem) else choose(problem)
 
 
 def key_of(problem: Problem) -> str:
@@ -42,18 +44,22 @@ def key_of(problem: Problem) -> str:
     rows = "inner" if problem.splits else "rows"
     sizes = {name: getattr(problem, name) for name in ("rows", *names)}
     sizes[rows] = 1 << (sizes[rows] - 1).bit_length()
-    exact = " exact" if problem.exact else ""
-    return f"{problem.kind}{exact}: " + ", ".join(f"{name} {size}" for name, size in sizes.items())
+    ways = "".join(f" {way}" for way in ("exact", "wide") if getattr(problem, way))
+    return f"{problem.kind}{ways}: " + ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def file_of(device: torch.device) -> Path | None:
-    """Where tiles of `device` are kept; None: nowhere."""
+    """Where tiles of `device` are kept; None: nowhere, as nobody has a home there."""
     if given := os.environ.get("RAN_TILES"):
         return Path(given)
     if device.type != "cuda":
         return None
+    try:
+        home = Path.home()
+    except RuntimeError:  # in a container, of a user that it does not know
+        return None
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
-    return Path.home() / ".cache" / "ran_kernels" / f"tiles-{name}.json"
+    return home / ".cache" / "ran_kernels" / f"tiles-{name}.json"
 
 
 def read(path: Path) -> dict[str, Tile]:
@@ -66,12 +72,8 @@ def read(path: Path) -> dict[str, Tile]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{path}: expected tiles as JSON, got {error!r}", stacklevel=2)
         return {}
-    known = {astuple(tile): tile for tiles in TILES.values() for tile in tiles}
-    found = {
-        key: known[tuple(entry)]
-        for key, entry in entries
-        if isinstance(entry, list) and tuple(entry) in known
-    }
+    known = [tile for tiles in TILES.values() for tile in tiles]
+    found = {key: tile for key, entry in entries for tile in known if [*astuple(tile)] == entry}
     if len(found) < len(entries):
         warnings.warn(
             f"{path}: expected tiles of this version, got {len(entries) - len(found)} others",
@@ -85,8 +87,8 @@ def write(path: Path, tiles: dict[str, Tile]) -> None:
     merged = {**read(path), **tiles}
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"tiles": {key: astuple(merged[key]) for key in sorted(merged)}}, indent=1)
-    # Another process may read it meanwhile.
-    part = path.with_suffix(f".{os.getpid()}")
+    # Another process may read it meanwhile, or write it: one in a container may have our number.
+    part = path.with_suffix(f".{uuid.uuid4().hex}")
     part.write_text(text + "\n")
     part.replace(path)
     forget()

@@ -37,7 +37,8 @@ def emulator() -> Emulator:
 _KEPT: list[Any] = []
 
 
-def operators() -> list[str]:
+@functools.cache
+def operators() -> tuple[str, ...]:
     """The operators that the compiled extension implements."""
     import ran_kernels  # noqa: F401 - defines them
 
@@ -48,9 +49,9 @@ def operators() -> list[str]:
     }
     # What is made of PyTorch's own operators runs as it is.
     composite = "CompositeExplicitAutograd"
-    return sorted(
+    return tuple(
         name
-        for name in names
+        for name in sorted(names)
         if "." not in name
         and not torch._C._dispatch_has_kernel_for_dispatch_key(f"ran::{name}", composite)
     )

@@ -70,14 +70,18 @@ def specialised(
         if isinstance(value, str) and not parameter.is_constexpr:
             signature[parameter.name] = value.removesuffix("?")
             divisible = not value.endswith("?")  # as PyTorch allocates
-        elif parameter.is_constexpr or value is None or value == 1:
-            # Triton makes a None and a 1 constants by itself, whatever the parameter is.
+        elif (
+            parameter.is_constexpr
+            or value is None
+            or (value == 1 and not parameter.do_not_specialize)
+        ):
+            # Triton makes a None and, unless told not to, a 1 constants by itself.
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             divisible = False
         else:
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
-            divisible = value % 16 == 0
+            divisible = value % 16 == 0 and not parameter.do_not_specialize
         if divisible:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return kernel, signature, constants, attributes

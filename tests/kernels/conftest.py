@@ -1,5 +1,6 @@
 """Fixtures of the kernel tests."""
 
+import functools
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -30,6 +31,36 @@ def _interpreter_rounds_as_gpus_do() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounding_cast)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpreter_patches_once() -> Iterator[None]:
+    """Triton's interpreter patches triton.language for a launch, and finds all of it patched again
+    at each call of a function within, which takes a third of its time."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or not find_spec("triton"):
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    if not hasattr(interpreter, "_LangPatchScope"):  # a version that does it in another way
+        yield
+        return
+    patch_lang = interpreter._patch_lang
+
+    @functools.cache
+    def seen_by(fn: Any) -> list[Any]:
+        return [lang for lang in (tl, tl.core) if any(v is lang for v in fn.__globals__.values())]
+
+    def patch_once(fn: Any) -> Any:
+        langs = seen_by(fn)
+        if langs and not any(tl.core.is_builtin(lang.load) for lang in langs):
+            return interpreter._LangPatchScope()
+        return patch_lang(fn)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_once)
         yield
 
 

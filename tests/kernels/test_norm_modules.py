@@ -1,6 +1,7 @@
 """The helpers that read a BatchNorm2d, against the layer itself and PyTorch's ReLU."""
 
 import copy
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,6 +154,16 @@ def test_the_operator_runs_where_the_layer_is_plain(
 
 
 @kernels
+@pytest.mark.parametrize("name", ["add_norm_relu", "norm_add_relu"])
+def test_a_term_of_the_sum_may_be_spread(place: Place, name: str) -> None:
+    """As PyTorch's addition does; the operator is for terms of one shape."""
+    ours, plain, _ = HELPERS[name]
+    x, gate = features(SHAPE), features((*SHAPE[:2], 1, 1), seed=1)
+    got, want = place.run(ours, _module(), x, gate), plain(_module(), x, gate)
+    torch.testing.assert_close(listed(got), listed(want), rtol=0, atol=0)
+
+
+@kernels
 @each_helper
 def test_compiled_in_one_graph_and_trained(place: Place, name: str) -> None:
     ours, plain, count = HELPERS[name]
@@ -198,3 +209,28 @@ def test_torch_fx_sees_the_layer() -> None:
 
     traced = torch.fx.symbolic_trace(Network())
     assert "norm" in [node.target for node in traced.graph.nodes if node.op == "call_module"]
+
+
+@kernels
+@each_helper
+@pytest.mark.filterwarnings("ignore:.*torch.jit:Warning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_is_saved_and_loaded(place: Place, name: str) -> None:
+    ours, plain, count = HELPERS[name]
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = _module()
+
+        def forward(self, *images: Tensor) -> Any:
+            return ours(self.norm, *images)
+
+    network = Network().eval()
+    given = tuple(features(SHAPE, seed=i) for i in range(count))
+    traced = place.run(torch.jit.trace, network, given)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    others = [features((2, SHAPE[1], 3, 4), seed=i) for i in range(count)]
+    got, want = torch.jit.load(file)(*others), plain(network.norm, *others)
+    torch.testing.assert_close(listed(got), listed(want))

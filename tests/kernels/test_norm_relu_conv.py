@@ -341,10 +341,21 @@ W = torch.zeros(5, 3, 1, 1)
          r"addend: expected shape \(2, 5, 4, 4\) as the convolution's result, got \(2, 3, 4, 4\)"),
         ({"addend": A, "convs": [Convolution(W)] * 2}, ValueError,
          r"addend: expected one convolution beside it, got 2"),
+        ({"addend": torch.zeros(2, 5, 4, 4, device="meta")}, ValueError,
+         r"addend: expected device cpu as x, got meta"),
+        ({"convs": Convolution(W)}, TypeError,
+         r"convs: expected a list of Convolution, got Convolution"),
         ({"statistics": (torch.zeros(2), torch.zeros(3))}, ValueError,
          r"statistics\[0\]: expected shape \(3,\) \(C,\) of x, got \(2,\)"),
+        ({"statistics": torch.zeros(3)}, TypeError,
+         r"statistics: expected a pair of tensors, mean and variance, got Tensor"),
+        ({"statistics": (torch.zeros(3), None)}, TypeError,
+         r"statistics: expected a pair of tensors, .* got \(Tensor, NoneType\)"),
     ],
-    ids=["dimensions", "none", "kernel", "strides", "bias", "addend", "two", "statistics"],
+    ids=[
+        *("dimensions", "none", "kernel", "strides", "bias", "addend", "two", "device", "one"),
+        *("statistics", "no pair", "half"),
+    ],
 )  # fmt: skip
 def test_bad_arguments_are_named(
     options: dict[str, Any], error: type[Exception], message: str

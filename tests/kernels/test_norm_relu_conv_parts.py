@@ -172,6 +172,24 @@ def test_the_mask_is_of_what_the_activation_rounds_to(place: Place) -> None:
 
 
 @triton_only
+def test_positions_of_samples_larger_than_32_bits(place: Place) -> None:
+    """More than 2³² of them in one sample, every fourth of which stride 2 reads."""
+    kernel: Any = importlib.import_module("tests.kernels.position_kernels").positions_kernel
+    side = 2**16 + 1
+    half = (side + 1) // 2
+    rows = [0, 1, side, 3 * side + 5, 2**30 - 1, 2**31 + 2, 2**32 + side + 2]
+    row = torch.tensor([*rows, 0], device=place.device)
+    found = torch.zeros(3, 8, dtype=torch.int64, device=place.device)
+    place.run(kernel[(1,)], row, found, side, half)
+    for i, at in enumerate(rows):
+        sample, y, x = at // half**2, at // half % half, at % half
+        assert found[0, i] == (sample * side + 2 * y) * side + 2 * x
+        sample, y, x = at // side**2, at // side % side, at % side
+        assert found[2, i] == (x % 2 == y % 2 == 0)
+        assert found[1, i] == (sample * half + y // 2) * half + x // 2
+
+
+@triton_only
 def test_nothing_comes_from_past_the_end(place: Place) -> None:
     """Where a tile has more positions than there are, or a position that stride 2 leaves out."""
     shape = Shape((1, 3, 3, 3), 2, stride=2)

@@ -58,6 +58,29 @@ def test_every_tile_fits_the_smallest_shared_memory() -> None:
         for tile in tiles:
             step = (tile.rows + tile.columns) * tile.inner * size
             assert step * tile.stages <= 99 * 1024
+        assert products.tiles_of(Problem("conv", 1, 1, 1, size)) == list(tiles)
+    # An operand of float32 beside one of 16 bits takes twice as much.
+    for splits in (False, True):
+        problem = Problem("weight", 256, 256, 401408, 2, splits=splits, wide=True)
+        fitting = products.tiles_of(problem)
+        assert products.choose(problem) in fitting
+        for tile in fitting:
+            sides = (tile.columns, tile.rows) if splits else (tile.rows, tile.columns)
+            assert (4 * sides[0] + 2 * sides[1]) * tile.inner * tile.stages <= 99 * 1024
+
+
+@triton_only
+def test_an_image_of_float32_before_products_of_16_bits_is_told(place: Place) -> None:
+    x = features((1, 6, 2, 3), torch.float32, place.device, "channels_last").requires_grad_()
+    conv = Convolution(torch.randn(4, 6, 1, 1, device=place.device, requires_grad=True))
+    low = torch.autocast(place.device, torch.bfloat16)
+    with ran_kernels.backend("triton"), low, tuned.asked() as problems:
+        _, ((y, _),) = ran_kernels.norm_relu_conv(x, None, None, convs=[conv], training=True)
+        y.sum().backward()
+    wide = {p.kind for p in problems if p.wide}
+    assert wide == {"norm_relu_conv", "weight"}  # others read it after the product
+    assert {p.element_size for p in problems} == {2}
+    assert all(" wide: " in tuned.key_of(p) for p in problems if p.wide)
 
 
 def test_estimates_are_of_bytes_and_products() -> None:
@@ -72,7 +95,7 @@ def test_estimates_are_of_bytes_and_products() -> None:
 
 
 def step(device: str) -> Callable[[], Tensor]:
-    """Every kind of product, forward and backward."""
+    """Every kind of product, forward and backward, and a gate."""
     x = features((1, 6, 2, 3), torch.float32, device, "channels_last").requires_grad_()
     weight, bias = (t.requires_grad_() for t in affine(x))
     convs = [
@@ -88,7 +111,14 @@ def step(device: str) -> Callable[[], Tensor]:
             )
             total = total + y.sin().sum() + z.sin().sum() + same.sum()
         total.backward()
-        return total
+        with torch.no_grad():
+            gated = ran_kernels.conv_gate(
+                x,
+                convs[0].weight.flatten(1),
+                None,
+                x[:, :3].contiguous(memory_format=torch.channels_last),
+            )
+        return total + gated.sum()
 
     return run
 
@@ -102,9 +132,12 @@ def test_tuning_writes_what_products_take(
     tuned.forget()
     run = step(place.device)
     calls: list[float] = []
+    timed: set[str] = set()
 
     def seconds(call: Callable[[], Any]) -> float:
-        call()  # what is timed runs
+        with tuned.asked() as problems:
+            call()  # what is timed runs
+        timed.update(map(tuned.key_of, problems))
         calls.append(-len(calls))
         return calls[-1]  # the last tile of each is the quickest
 
@@ -113,8 +146,10 @@ def test_tuning_writes_what_products_take(
         found = ran_kernels.tune(run, place.device, seconds=seconds)
         kinds = {key.split(":")[0].removesuffix(" exact") for key in found}
         assert kinds == {
-            *("norm_relu_conv", "conv", "reduce", "grad", "conv_grad", "weight", "conv_weight")
+            *("norm_relu_conv", "conv", "reduce", "grad", "conv_grad", "weight", "conv_weight"),
+            "conv_gate",
         }
+        assert timed == set(found)
         last = products.TILES[4][-1]
         assert set(map(tuple, found.values())) == {(*vars(last).values(),)}
         assert len(calls) == len(found) * len(products.TILES[4])
@@ -138,6 +173,10 @@ def test_tuning_writes_what_products_take(
             '{"tiles": {"a": [1, 2, 3, 4, 5], "b": 1}}',
             r"expected tiles of this version, got 2 others",
         ),
+        (
+            '{"tiles": {"a": [[1], 2, 3, 4, 5], "b": {}}}',
+            r"expected tiles of this version, got 2 others",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -145,6 +184,71 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, message:
     path.write_text(text)
     with pytest.warns(UserWarning, match=message):
         assert tuned.read(path) == {}
+
+
+def test_a_tile_that_does_not_run_here_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    monkeypatch.setenv("RAN_TILES", str(tmp_path / "tiles.json"))
+    problem = Problem("conv", 64, 64, 64, 2)
+    tiles = products.tiles_of(problem)
+
+    def measured(*running: Any) -> dict[str, list[int]]:
+        left = iter(tiles)
+
+        def seconds(call: Callable[[], Any]) -> float:
+            if (tile := next(left)) not in running:
+                raise OutOfResources(1, 0, "shared memory")
+            return tile.rows
+
+        return ran_kernels.tune(lambda: tuned.tile_of(problem, CPU), CPU, seconds=seconds)
+
+    with pytest.raises(OutOfResources):
+        measured()
+    assert list(measured(tiles[2], tiles[5]).values()) == [[*vars(tiles[5]).values()]]
+    tuned.forget()
+
+
+def test_a_files_tile_of_another_size_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be a product that has no room."""
+    monkeypatch.setenv("RAN_TILES", str(tmp_path / "tiles.json"))
+    problem = Problem("conv", 1000, 64, 64, 8)
+    large = products.TILES[2][0]
+    tuned.write(tmp_path / "tiles.json", {tuned.key_of(problem): large})
+    assert tuned.tile_of(problem, CPU) == products.choose(problem)
+    assert [*tmp_path.iterdir()] == [tmp_path / "tiles.json"]
+    tuned.forget()
+
+
+def test_two_processes_of_one_number_write_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containers that share a folder."""
+    path, tile = tmp_path / "tiles.json", products.TILES[2][0]
+    write_text = Path.write_text
+
+    def interrupted(part: Path, text: str) -> int:
+        monkeypatch.setattr(Path, "write_text", write_text)
+        written = part.write_text(text)
+        tuned.write(path, {"b": tile})
+        return written
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    tuned.write(path, {"a": tile})
+    assert set(tuned.read(path)) == {"a"}  # the last, and the other's is measured again
+
+
+def test_whoever_has_no_home_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("RAN_TILES", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert tuned.file_of(torch.device("cuda", 0)) is None
 
 
 def test_without_a_file_the_model_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

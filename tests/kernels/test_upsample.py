@@ -142,10 +142,12 @@ def test_gradcheck(place: Place, align_corners: bool) -> None:
 
 
 def spikes(height: int, width: int) -> Tensor:
-    """Images of 1 but for one position, which is NaN or infinite: every position in turn."""
-    eye = torch.eye(height * width).reshape(-1, 1, height, width)
-    values = [torch.where(eye == 1, value, 1.0) for value in (torch.nan, torch.inf)]
-    return torch.cat(values).repeat(1, 2, 1, 1)
+    """Images of 1 but for one position, every one in turn: NaN in a channel, infinite in the other,
+    which change places from image to image."""
+    eye = torch.eye(height * width).reshape(-1, height, width)
+    values = torch.tensor([torch.nan, torch.inf]).reshape(2, 1, 1)
+    images = [torch.where(at == 1, values.roll(i, 0), 1.0) for i, at in enumerate(eye)]
+    return torch.stack(images)
 
 
 # (h, w) -> (H, W) at which an infinity tells the weights 0 and 2**-26, or a neighbour's gradient,

@@ -155,8 +155,8 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
         input_size = (side * stride, side * stride)
         return norm_relu_conv.plan(problem, input_size, stride, device)[2] | numbers
 
-    def weight(kind: str, out: int, inner: int, side: int) -> dict[str, Any]:
-        problem = Problem(kind, out, inner, 128 * side * side, size, splits=True)
+    def weight(kind: str, out: int, inner: int, side: int, **beside: Any) -> dict[str, Any]:
+        problem = Problem(kind, out, inner, 128 * side * side, size, splits=True, **beside)
         splits, _, planned = norm_relu_conv.plan_weight(problem, (side, side), 1, device)
         assert splits > 1
         return {**data("grad", "x"), "parts": SUM, **planned, **numbers}
@@ -202,7 +202,15 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
         ],
     }
     if size == 4:
-        found = {name: [w for w in ways[:1] if "PRECISION" in w] for name, ways in found.items()}
+        return {name: [w for w in ways[:1] if "PRECISION" in w] for name, ways in found.items()}
+    # Under autocast, of an image of float32.
+    wide = product("norm_relu_conv", 1024, 256, 14, images=2, wide=True)
+    ways = found["norm_relu_conv_kernels.norm_relu_conv_kernel"]
+    ways.append({**ways[0], **wide, "x": SUM})
+    wide = weight("weight", 256, 1024, 14, wide=True)
+    found["norm_relu_conv_kernels.norm_relu_conv_weight_kernel"].append(
+        {**wide, **channels, "x": SUM}
+    )
     return found
 
 

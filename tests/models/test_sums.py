@@ -62,6 +62,18 @@ def test_what_is_computed_again_has_the_same_bits_and_is_not_stored(family: str)
 
 
 @each_family
+def test_norms_that_average_all_batches_are_computed_again(family: str) -> None:
+    """With a momentum of None the layer itself runs, the second time too."""
+    stores = randomise(FAMILIES[family]())
+    for module in stores.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    again = copy.deepcopy(stores)
+    again.set_grad_checkpointing()
+    torch.testing.assert_close(_results(again), _results(stores), rtol=0, atol=0)
+
+
+@each_family
 def test_hooks_anywhere_see_what_they_saw(family: str) -> None:
     """A hook on every module, which is how profilers, probes and pruning look on."""
     model = randomise(FAMILIES[family]()).eval()
