@@ -5,12 +5,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
-
-import ran
 
 from ..errors import UserError
 from ..text import printable
@@ -133,7 +132,7 @@ for name, command in _COMMANDS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ran {ran.__version__}")
+        typer.echo(f"ran {metadata.version('ran-attention')}")
         raise typer.Exit
 
 
