@@ -38,7 +38,8 @@ def attention_mask(logits: Tensor, activation: str = "mixed") -> Tensor:
         z = z - z.mean((2, 3), keepdim=True)
         eps = (SPATIAL_EPS / 16) * shrink * shrink
         variance = z.square().mean((2, 3), keepdim=True)
-        return torch.sigmoid(z * torch.rsqrt(variance + eps)).to(logits.dtype)
+        # Divided: rsqrt's derivative has its cube, which underflows long before the squares do.
+        return torch.sigmoid(z / torch.sqrt(variance + eps)).to(logits.dtype)
     raise ValueError(f"activation: expected 'mixed', 'channel' or 'spatial', got {activation!r}")
 
 

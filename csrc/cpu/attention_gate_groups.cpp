@@ -198,7 +198,8 @@ RAN_SIMD void backward_strip(
     // A clamped norm is a constant, and has no part in the gradient.
     const V clamped = splat<V>(accumulate_t<T>(1 / kChannelEps));
     for (int64_t e = 0; e < (kRow ? kRowSums : (width + kLanes - 1) / kLanes); ++e) {
-      second.of[e] = standard.scale.of[e] >= clamped ? V{} : second.of[e];
+      const V scale = standard.scale.of[e] * standard.shrink.of[e];
+      second.of[e] = scale >= clamped ? V{} : second.of[e];
     }
   }
   walk<kRow>(

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if constexpr (kSpatial) {
       first[e] *= A(tiling.share);
       second[e] *= A(tiling.share);
-    } else if (standard.scale[e] >= A(1 / kChannelEps)) {
+    } else if (standard.scale[e] * standard.shrink(e) >= A(1 / kChannelEps)) {
       second[e] = 0;  // a clamped norm is a constant, and has no part in the gradient
     }
   }

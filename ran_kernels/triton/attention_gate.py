@@ -274,7 +274,7 @@ def attention_gate_groups_backward_kernel(
     #   spatial: first = sum(u) / R,  second = sum(u z) / R
     if ACTIVATION == CHANNEL:
         first = tl.zeros((GROUPS,), ACC)
-        second = tl.where(scale >= 1.0 / CHANNEL_EPS, 0.0, second)
+        second = tl.where(scale * shrink >= 1.0 / CHANNEL_EPS, 0.0, second)
     else:
         first = first / members
         second = second / members

@@ -153,7 +153,7 @@ def test_squares_do_not_overflow(
     big = big.repeat(7)[:49].reshape(7, 7) if channel else big.reshape(8, 1, 1)
     logits, trunk = (logits * big).to(dtype), trunk.to(dtype)
     top = logits.double().abs().amax(1 if channel else (2, 3), keepdim=True)
-    small = logits.double() / top.clamp_min(1)
+    small = (logits.double() / top.clamp_min(1)).requires_grad_()
     eps = 1e-5 / top.clamp_min(1) ** 2
     if channel:
         mask = small / small.norm(dim=1, keepdim=True)
@@ -161,15 +161,21 @@ def test_squares_do_not_overflow(
         variance, mean = torch.var_mean(small, (2, 3), correction=0, keepdim=True)
         mask = torch.sigmoid((small - mean) / torch.sqrt(variance + eps))
     exact = (1 + mask) * trunk.double()
-    got = place.run(
-        ran_kernels.attention_gate,
-        LAYOUTS[layout](logits).to(place.device),
-        LAYOUTS[layout](trunk).to(place.device),
-        activation=activation,
-    )
+    incoming = torch.randn(exact.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+    def run() -> tuple[Tensor, Tensor]:
+        given = [LAYOUTS[layout](t).to(place.device) for t in (logits, trunk)]
+        out = ran_kernels.attention_gate(given[0].requires_grad_(), given[1], activation=activation)
+        (grad,) = torch.autograd.grad(out, given[0], incoming.to(place.device))
+        return out.detach().cpu(), grad.cpu()
+
+    got, grad = place.run(run)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2.0**-7)
     for n, c in itertools.product(range(2), range(8)):
-        assert relative_error(got[n, c].cpu(), exact[n, c]) < tolerance
+        assert relative_error(got[n, c], exact[n, c].detach()) < tolerance
+    if dtype == torch.float64:  # in which the smallest gradients do not underflow
+        (want,) = torch.autograd.grad(exact, small, incoming)
+        torch.testing.assert_close(grad * top.clamp_min(1), want, rtol=1e-9, atol=1e-9)
 
 
 @kernels
