@@ -13,9 +13,14 @@ from bench.compare import Stopwatch, Turns, peak_memory, require_as_exact, rotat
 from .cases import CASES, Case
 
 
-def prepare(run: Any, inputs: list[Any], grad: Tensor | None) -> Any:
-    """A call without arguments that does the forward, and with `grad` the backward too."""
-    if grad is None:
+def _listed(result: Any) -> list[Tensor]:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def prepare(run: Any, inputs: list[Any], grads: list[Tensor] | None) -> Any:
+    """A call without arguments that does the forward, and with `grads` of its results the backward
+    too."""
+    if grads is None:
 
         def forward() -> Any:
             with torch.no_grad():
@@ -25,8 +30,8 @@ def prepare(run: Any, inputs: list[Any], grad: Tensor | None) -> Any:
     leaves = [t.detach().requires_grad_() for t in inputs]
 
     def both() -> tuple[Tensor | None, ...]:
-        out = run(*leaves)
-        return (out, *torch.autograd.grad(out, leaves, grad, allow_unused=True))
+        outs = _listed(run(*leaves))
+        return (*outs, *torch.autograd.grad(outs, leaves, grads, allow_unused=True))
 
     return both
 
@@ -56,15 +61,15 @@ def test_operator(
     backward = direction != "forward"
     torch._dynamo.reset()
     compiled = torch.compile(case.reference, fullgraph=True, dynamic=False)
-    grads = [_incoming(case, inputs) if backward else None for inputs in sets]
+    grads = [incoming(case, inputs) if backward else None for inputs in sets]
     ways = {"ours": case.ours, "eager": case.reference, "compile": compiled}
     runs = {
         name: [prepare(run, *given) for given in zip(sets, grads, strict=True)]
         for name, run in ways.items()
     }
     doubles = [t.double() for t in sets[0]]
-    grad = grads[0] if grads[0] is None else grads[0].double()
-    exact = prepare(case.reference, doubles, grad)()
+    wide = None if grads[0] is None else [t.double() for t in grads[0]]
+    exact = prepare(case.reference, doubles, wide)()
     own = runs["eager"][0]()
     require_as_exact("ours", runs["ours"][0](), own, exact)
     refused = None
@@ -73,7 +78,7 @@ def test_operator(
     except ValueError as error:  # torch.compile's fault, which has no speed; ours has
         refused = str(error)
         del runs["compile"]
-    del doubles, grad, exact, own
+    del doubles, wide, exact, own
     memory = {name: peak_memory(run[0], bench_device) for name, run in runs.items()}
     # What the machine can do with the big tensor: write it to memory that is there, and only read.
     big = [next(t for t in inputs if t.numel() == numel) for inputs in sets]
@@ -118,7 +123,7 @@ def _big(
     return big
 
 
-def _incoming(case: Case, inputs: list[Tensor]) -> Tensor:
-    """A gradient of the result."""
+def incoming(case: Case, inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of the results."""
     with torch.no_grad():
-        return torch.randn_like(case.reference(*inputs))
+        return [torch.randn_like(t) for t in _listed(case.reference(*inputs))]

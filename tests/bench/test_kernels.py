@@ -12,7 +12,7 @@ import torch
 
 from bench.compare import require_as_exact, require_close
 from bench.kernels.cases import CASES
-from bench.kernels.test_operators import prepare
+from bench.kernels.test_operators import incoming, prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,15 +23,27 @@ def test_low_precision_is_held_to_what_pytorch_is_off_by(name: str) -> None:
     case = CASES[name]
     torch.manual_seed(0)
     inputs = case.inputs(torch.randn(2, 256, 28, 28, dtype=torch.bfloat16))
-    grad = torch.randn_like(inputs[0])
-    own = prepare(case.reference, inputs, grad)()
-    exact = prepare(case.reference, [t.double() for t in inputs], grad.double())()
-    require_as_exact("ours", prepare(case.ours, inputs, grad)(), own, exact)
+    grads = incoming(case, inputs)
+    own = prepare(case.reference, inputs, grads)()
+    doubles = [[t.double() for t in tensors] for tensors in (inputs, grads)]
+    exact = prepare(case.reference, *doubles)()
+    require_as_exact("ours", prepare(case.ours, inputs, grads)(), own, exact)
     with pytest.raises(ValueError, match="is off by"):
         require_close("eager", own, exact, torch.bfloat16)
     wrong = [own[0] * 1.1, *own[1:]]
     with pytest.raises(ValueError, match="ours: expected result 0 within"):
         require_as_exact("ours", wrong, own, exact)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.backward])
+def test_every_backward_runs(name: str) -> None:
+    case = CASES[name]
+    torch.manual_seed(0)
+    big = torch.randn(2, 32, 6, 6, dtype=torch.float64)
+    inputs = case.inputs(big.contiguous(memory_format=torch.channels_last))
+    grads = incoming(case, inputs)
+    plain = prepare(case.reference, inputs, grads)()
+    torch.testing.assert_close(prepare(case.ours, inputs, grads)(), plain)
 
 
 def run_benchmark(tmp_path: Path, plugin: str, *options: str) -> tuple[int, dict[str, Any]]:
