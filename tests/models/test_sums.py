@@ -56,7 +56,7 @@ def test_what_is_computed_again_has_the_same_bits_and_is_not_stored(family: str)
     again.set_grad_checkpointing("norms")
     sizes = stored(copy.deepcopy(again), X), stored(copy.deepcopy(stores), X)
     # The norm before CBAM is PyTorch's layer where it is not computed again.
-    rtol, atol = (1e-4, 1e-5) if "CBAM" in family else (0.0, 0.0)
+    rtol, atol = (1e-4, 1e-4) if "CBAM" in family else (0.0, 0.0)
     torch.testing.assert_close(_results(again), _results(stores), rtol=rtol, atol=atol)
     assert sizes[0] < (0.98 if "CBAM" in family else 0.8) * sizes[1]  # weights included
     again.set_grad_checkpointing(False)
