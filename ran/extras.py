@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: The modules that `pip install 'ran-attention[train]'` adds; pyproject.toml has their packages.
-TRAIN = (
-    *("lightning", "torchmetrics", "tensorboard", "sklearn", "matplotlib", "typer", "rich"),
-    "tomli",
-)
+TRAIN = ("lightning", "torchmetrics", "tensorboard", "sklearn", "matplotlib", "typer", "rich",
+         "tomli")  # fmt: skip
 
 
 class MissingExtraError(ImportError):

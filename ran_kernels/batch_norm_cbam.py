@@ -10,29 +10,43 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .batch_norm_conv import AFTER
 from .batch_norm_node import (
     Channels,
     Kept,
     Needed,
     Options,
     Parts,
-    apply,
+    Statistics,
+    apply_again,
     gradients,
     keep,
+    known,
     normalise,
     of_reference,
     prepare,
     unpack,
     ways_into,
 )
-from .cbam_block import cbam_block, gated, options_of
+from .cbam_block import Norm, Perceptron, block_options, cbam_block, gated
+from .cbam_block import Options as BlockOptions
 from .cbam_block import gradients as cbam_gradients
 from .layouts import dense_layout
 
 
 def batch_norm_cbam(
-    x: Tensor, shortcut: Tensor | None, channels: Channels, options: Options, *block: Any
+    x: Tensor,
+    shortcut: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    block: tuple[Perceptron, Tensor, Norm, BlockOptions],
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group: Any = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """``cbam_block(batch_norm(x, …), shortcut, *block)``; x and small maps alone are kept for it.
 
@@ -40,11 +54,14 @@ def batch_norm_cbam(
 
     Args:
         x, shortcut: (N, C, H, W), of one dtype.
-        channels, options: of the normalisation, without a ReLU.
+        running_mean, running_var, weight, bias, training, momentum, eps, process_group,
+            statistics: as `ran_kernels.batch_norm`.
         block: what `cbam_block` takes after its images.
 
     Raises: as `ran_kernels.batch_norm`.
     """
+    channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
+    options = Options(False, training, momentum, eps, process_group)
     backend, options = prepare("batch_norm", "x", x, channels, options)
     if backend is None:
         y = reference.batch_norm(x, *channels[:4], **of_reference(options))
@@ -63,7 +80,7 @@ class _BatchNormBlock(torch.autograd.Function):
         parts = Parts(backend)
         y, kept = normalise(parts, x, None, None, channels, options)
         out, saved = gated(y, shortcut, *block, keep=any(ctx.needs_input_grad))
-        ctx.parts, ctx.options, ctx.block = parts, options, options_of(block)
+        ctx.parts, ctx.options, ctx.block = parts, options, block_options(block)
         keep(ctx, kept, *saved)
         return out
 
@@ -74,8 +91,7 @@ class _BatchNormBlock(torch.autograd.Function):
         between = len(Channels._fields) + 1 + len(Options._fields)  # what stands before CBAM's own
         needs_x, needs_shortcut, _, _, *needs_affine = ctx.needs_input_grad[:6]
         needed = Needed(needs_x, False, *needs_affine)
-        variance = AFTER(kept.variance, grad.detach()[:0])
-        y = apply(ctx.parts, kept._replace(variance=variance), None, ctx.options)
+        y = apply_again(ctx.parts, kept, grad, ctx.options)
         of_block = (any(needed), needs_shortcut, *ctx.needs_input_grad[2 + between :])
         grad_y, grad_shortcut, *others = cbam_gradients(y, saved, ctx.block, grad, of_block)
         del y

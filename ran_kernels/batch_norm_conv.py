@@ -20,7 +20,7 @@ from .batch_norm_node import (
     Options,
     Parts,
     Statistics,
-    apply,
+    apply_again,
     gradients,
     keep,
     known,
@@ -32,7 +32,6 @@ from .batch_norm_node import (
 )
 from .checks import autocast_dtype, promote, require_device, require_same_image, require_tensor
 from .layouts import dense_layout
-from .library import LIBRARY
 
 aten = torch.ops.aten
 
@@ -264,9 +263,7 @@ def _convolutions_backward(
     ]
     dtype = weights[0].dtype
     if any(of_weights):
-        variance = AFTER(kept.variance, incoming[0].detach()[:0])
-        again = kept._replace(variance=variance)
-        activation = apply(ctx.parts, again, None, ctx.options).to(dtype)
+        activation = apply_again(ctx.parts, kept, incoming[0], ctx.options).to(dtype)
     else:
         activation = torch.empty_like(kept.x, dtype=dtype)  # for its size and its strides
     total = None
@@ -286,11 +283,3 @@ def _convolutions_backward(
             of_activation = of_activation.to(kept.x.dtype)
             total = of_activation if total is None else total.add_(of_activation)
     return total, found
-
-
-# Two equal calls are one in what AOTAutograd compiles, and the activation would be kept after all:
-# the second is given something of the backward, an empty slice of a gradient.
-LIBRARY.define("after(Tensor value, Tensor event) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-LIBRARY.impl("after", lambda value, event: value.clone(), "CompositeExplicitAutograd")
-torch.library.register_fake("ran::after", lambda value, event: value.clone(), lib=LIBRARY)
-AFTER = torch.ops.ran.after.default

@@ -20,6 +20,7 @@ from .batch_norm_parts import (
 )
 from .checks import require_device, require_number, require_shape, require_tensor
 from .layouts import in_layout_of
+from .library import LIBRARY
 
 aten = torch.ops.aten
 
@@ -233,6 +234,20 @@ def measured(
 def apply(parts: Parts, kept: Kept, shortcut: Tensor | None, options: Options) -> Tensor:
     """The result of what is kept: the same bits forwards and, computed again, backwards."""
     return parts.apply(kept.x, shortcut, *norm_of(kept), options.eps, options.relu)
+
+
+# Two equal calls are one in what AOTAutograd compiles, and the activation would be kept after all:
+# the second is given something of the backward, an empty slice of a gradient.
+LIBRARY.define("after(Tensor value, Tensor event) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+LIBRARY.impl("after", lambda value, event: value.clone(), "CompositeExplicitAutograd")
+torch.library.register_fake("ran::after", lambda value, event: value.clone(), lib=LIBRARY)
+_AFTER = torch.ops.ran.after.default
+
+
+def apply_again(parts: Parts, kept: Kept, grad: Tensor, options: Options) -> Tensor:
+    """As `apply` without a shortcut, in the backward, to which `grad` comes."""
+    variance = _AFTER(kept.variance, grad.detach()[:0])
+    return apply(parts, kept._replace(variance=variance), None, options)
 
 
 def keep(ctx: Any, kept: Kept, *more: Tensor | None) -> None:

@@ -79,7 +79,7 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shortcut: Tensor | None, *arguments: Any) -> Tensor:
         out, saved = gated(x, shortcut, *arguments, keep=any(ctx.needs_input_grad))
-        ctx.options = options_of(arguments)
+        ctx.options = block_options(arguments)
         ctx.save_for_backward(x, *saved)
         return out
 
@@ -93,7 +93,7 @@ class _Block(torch.autograd.Function):
 _TENSORS = len(Perceptron._fields) + 1 + len(Norm._fields)
 
 
-def options_of(arguments: Sequence[Any]) -> Options:
+def block_options(arguments: Sequence[Any]) -> Options:
     """Of what the node is given after x and shortcut."""
     return Options(*arguments[_TENSORS:])
 
@@ -104,7 +104,7 @@ def gated(
     """The result, and what `gradients` takes beside x, where that is to `keep`."""
     perceptron, conv = Perceptron(*arguments[:4]), arguments[4]
     norm = Norm(*arguments[5:_TENSORS])
-    options = options_of(arguments)
+    options = block_options(arguments)
     backend = options.backend
     with torch.autocast(x.device.type, enabled=False):
         mean, maximum, channel_index = CHANNEL_POOL[backend](x)

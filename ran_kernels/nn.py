@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from . import backends
 from .attention_gate import attention_gate
 from .batch_norm_cbam import batch_norm_cbam
-from .batch_norm_node import Channels
-from .batch_norm_node import Options as NormOptions
-from .batch_norm_node import known as pair_of
 from .cbam_block import Norm, Options, Perceptron, cbam_block
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
@@ -162,8 +159,10 @@ class CBAM(nn.Module):
         if isinstance(x, torch.fx.Proxy):
             return self._composed(x, shortcut, relu)
         x, shortcut = self._checked(x, shortcut)
-        node = self._node(x, shortcut, relu)
-        return self._composed(x, shortcut, relu) if node is None else cbam_block(x, shortcut, *node)
+        backend, statistics = self._chosen(x, shortcut)
+        if statistics is None:
+            return self._composed(x, shortcut, relu)
+        return cbam_block(x, shortcut, *self._node(backend, statistics, relu))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What x (N, C, H, W) is multiplied by: (N, C, 1, 1) and (N, 1, H, W), in [0, 1]."""
@@ -211,12 +210,9 @@ class CBAM(nn.Module):
         return x, shortcut
 
     def _node(
-        self, x: Tensor, shortcut: Tensor | None, relu: bool
-    ) -> tuple[Perceptron, Tensor, Norm, Options] | None:
-        """What `cbam_block` takes after its images, a batch counted; None where it cannot run."""
-        backend, statistics = self._chosen(x, shortcut)
-        if statistics is None:
-            return None
+        self, backend: str, statistics: tuple[Tensor, Tensor], relu: bool
+    ) -> tuple[Perceptron, Tensor, Norm, Options]:
+        """What `cbam_block` takes after its images, of what `_chosen` gives; a batch is counted."""
         fc1, fc2, conv, norm = self.fc1, self.fc2, self.conv, self.norm
         if norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
@@ -244,16 +240,14 @@ class CBAM(nn.Module):
         if isinstance(x, torch.fx.Proxy) or not is_called_plainly(self):
             return None
         image, shortcut = self._checked(x, shortcut)
-        if image.dtype != x.dtype or self._chosen(x, shortcut)[1] is None:
+        backend, statistics = self._chosen(x, shortcut)
+        if image.dtype != x.dtype or statistics is None:
             return None
         options = options_of(norm, x)
-        node = None if options is None else self._node(x, shortcut, relu)
-        if options is None or node is None:
+        if options is None:
             return None
-        tensors = (options[name] for name in Channels._fields[:4])
-        channels = Channels(*tensors, *pair_of(known.get("statistics")))
-        others = (options[name] for name in NormOptions._fields[1:])
-        return batch_norm_cbam(x, shortcut, channels, NormOptions(False, *others), *node)
+        block = self._node(backend, statistics, relu)
+        return batch_norm_cbam(x, shortcut, **options, **known, block=block)
 
     def _node_statistics(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The running mean and variance that the node works with, None where it cannot run.
