@@ -20,7 +20,7 @@ from .batch_norm_parts import (
 )
 from .checks import require_device, require_number, require_shape, require_tensor
 from .layouts import in_layout_of
-from .library import LIBRARY
+from .library import LIBRARY, TAGS
 
 aten = torch.ops.aten
 
@@ -238,7 +238,7 @@ def apply(parts: Parts, kept: Kept, shortcut: Tensor | None, options: Options) -
 
 # Two equal calls are one in what AOTAutograd compiles, and the activation would be kept after all:
 # the second is given something of the backward, an empty slice of a gradient.
-LIBRARY.define("after(Tensor value, Tensor event) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+LIBRARY.define("after(Tensor value, Tensor event) -> Tensor", tags=TAGS)
 LIBRARY.impl("after", lambda value, event: value.clone(), "CompositeExplicitAutograd")
 torch.library.register_fake("ran::after", lambda value, event: value.clone(), lib=LIBRARY)
 _AFTER = torch.ops.ran.after.default

@@ -18,6 +18,9 @@ LIBRARY = torch.library.Library("ran", "DEF")
 OPERATORS: list[str] = []
 #: Those that the compiled extension has no kernels for.
 TRITON_ALONE: set[str] = set()
+#: Of every operator. They take any strides, each tensor its own, and a fake gives the result's from
+#: those: Inductor need not copy what it lays out in another way than was traced.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 
 class Operator:
@@ -63,7 +66,7 @@ def define(
     suffixes = {"native": "", "triton": "triton"} if native else {"triton": "triton"}
     for backend, suffix in suffixes.items():
         overload = f"{name}.{suffix}" if suffix else name
-        LIBRARY.define(f"{overload}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.define(f"{overload}{schema}", tags=TAGS)
         qualname = f"ran::{overload}"
         torch.library.register_fake(qualname, fake, lib=LIBRARY)
         torch.library.register_autograd(
