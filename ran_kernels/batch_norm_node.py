@@ -18,9 +18,9 @@ from .batch_norm_parts import (
     BATCH_NORM_STATISTICS,
     computing_dtype,
 )
-from .checks import require_device, require_number, require_shape, require_tensor
+from .checks import DTYPES, require_device, require_number, require_shape, require_tensor
 from .layouts import in_layout_of
-from .library import LIBRARY, TAGS
+from .library import LIBRARY, TAGS, unrecorded
 
 aten = torch.ops.aten
 
@@ -179,6 +179,7 @@ class Parts:
         return in_layout_of(grad, x)
 
 
+@unrecorded
 def normalise(
     parts: Parts,
     x: Tensor,
@@ -258,6 +259,7 @@ def keep(ctx: Any, kept: Kept, *more: Tensor | None) -> None:
     ctx.save_for_backward(*kept, *more)
 
 
+@unrecorded
 def gradients(
     parts: Parts,
     kept: Kept,
@@ -306,7 +308,7 @@ def values_of(x: Tensor) -> int:
 def norm_of(kept: Kept) -> tuple[Tensor | None, ...]:
     """Mean, variance, weight and bias in the dtype that x is computed in."""
     wide = computing_dtype(kept.x.dtype)
-    affine = (None if t is None else t.to(wide) for t in (kept.weight, kept.bias))
+    affine = (t if t is None or t.dtype == wide else t.to(wide) for t in (kept.weight, kept.bias))
     return (kept.mean, kept.variance, *affine)
 
 
@@ -317,16 +319,26 @@ def _update(
         unbiased = variance * (count / (count - 1))
         # Past autograd's version counter, as PyTorch does it: its own node saves them in training,
         # too, and would refuse its backward where one layer runs both ways in a step.
-        channels.running_mean.data.mul_(1 - momentum).add_(mean, alpha=momentum)
-        channels.running_var.data.mul_(1 - momentum).add_(unbiased, alpha=momentum)
+        # Both at once: on a GPU two launches.
+        running = [channels.running_mean.data, channels.running_var.data]
+        torch._foreach_mul_(running, 1 - momentum)
+        torch._foreach_add_(running, [mean, unbiased], alpha=momentum)
 
 
 def _require_channels(x_name: str, x: Tensor, channels: Channels, training: bool) -> None:
-    for name, value in channels._asdict().items():
-        if value is not None:
+    shape, device = (x.shape[1],), x.device
+    for i, value in enumerate(channels):
+        # Asked in short first: a network has hundreds of norms.
+        if value is not None and not (
+            isinstance(value, Tensor)
+            and value.shape == shape
+            and value.device == device
+            and value.dtype in DTYPES
+        ):
+            name = Channels._fields[i]
             name = {"mean": "statistics[0]", "variance": "statistics[1]"}.get(name, name)
             require_tensor(name, value, dims=1)
-            require_shape(name, value, (x.shape[1],), f"(C,) of {x_name}")
+            require_shape(name, value, shape, f"(C,) of {x_name}")
             require_device(name, value, x_name, x)
     mean, var = channels.running_mean, channels.running_var
     for name, value, other in (("running_mean", mean, var), ("running_var", var, mean)):

@@ -16,6 +16,7 @@ from .cbam_backward import GRAD_CHANNEL, GRAD_SPATIAL, GRAD_X
 from .cbam_gate import CBAM_GATE
 from .channel_pool import CHANNEL_POOL
 from .layouts import dense_layout, in_layout_of
+from .library import unrecorded
 from .spatial_pool import SPATIAL_POOL
 
 aten = torch.ops.aten
@@ -98,6 +99,7 @@ def block_options(arguments: Sequence[Any]) -> Options:
     return Options(*arguments[_TENSORS:])
 
 
+@unrecorded
 def gated(
     x: Tensor, shortcut: Tensor | None, *arguments: Any, keep: bool
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -130,6 +132,7 @@ def gated(
     )
 
 
+@unrecorded
 def gradients(
     x: Tensor,
     saved: Sequence[Any],

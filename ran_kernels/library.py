@@ -6,12 +6,16 @@ the compiled extension implements for CPU and CUDA, and ``torch.ops.ran.NAME.tri
 overloads need them where no extension was built.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LIBRARY = torch.library.Library("ran", "DEF")
 #: The operators people call, in the order of their definition; derivatives are not among them.
@@ -83,6 +87,24 @@ def define(
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(f"{name}.triton", run_triton, device)
     return Operator(name, suffixes)
+
+
+def unrecorded(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, an autograd node's own work, with operators that leave autograd out.
+
+    Nothing is recorded within a node anyway, except for derivatives of its backward, and on the CPU
+    a small operator's way through autograd takes half as long as itself. Saved tensors are asked
+    for outside: what computes them again may have to be recorded.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def refuse_gradients(name: str, backend: str, *tensors: Tensor | None) -> None:
