@@ -29,18 +29,22 @@ class Variant:
         channels_last: the layout of weights and images.
         mode: of ``torch.compile``, or None to run eagerly.
         norm_conv: whether 1×1 convolutions take the norms before them in.
+        recomputed: what is computed again in the backward, of ``set_grad_checkpointing``.
     """
 
     backend: str
     channels_last: bool = True
     mode: str | None = None
     norm_conv: bool = False
+    recomputed: bool | str = False
 
     def of(self, model: nn.Module, x: Tensor) -> tuple[Any, Tensor]:
         """A copy of the model, to be compiled by its first call if asked for, and images for it."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model = copy.deepcopy(model).to(memory_format=layout)
         set_norm_conv(model, self.norm_conv or None)
+        if self.recomputed:
+            model.set_grad_checkpointing(self.recomputed)  # type: ignore[operator]
         run = torch.compile(model, mode=self.mode) if self.mode else model
         return run, x.contiguous(memory_format=layout)
 

@@ -15,7 +15,7 @@ from bench.networks.profiles import Generated, kind, profile
 from bench.networks.variants import Ready, measured
 from bench.results_file import Record
 
-WAYS = ["plain contiguous", "plain", "ours"]  # compiling takes half a minute
+WAYS = ["plain contiguous", "plain", "ours", "ours norms"]  # compiling takes half a minute
 
 
 def test_a_variant_that_computes_something_else_has_no_speed(
@@ -53,6 +53,7 @@ def test_a_result_has_everything_of_every_variant(
     assert all(size > 1e6 for size in entry["peak_bytes"].values())
     # The fused operators are there to be fewer.
     assert 0 < entry["launches"]["ours"] < entry["launches"]["plain"]
+    assert entry["launches"]["ours norms"] > entry["launches"]["ours"]
     kinds = {kind(row["name"]) for row in entry["operations"]["ours"]}
     assert {"convolution forward", "convolution backward", "attention operators"} <= kinds
 
