@@ -115,7 +115,7 @@ def launch(build: Build) -> dict[str, Any]:
         size = (SIDE, SIDE)
     with tuned.forced(problem, Tile(*build.tile)):
         planned = plan(problem, size, build.stride, torch.device("meta"))[2]
-    norm = dict.fromkeys(("mean", "variance", "weight", "bias"), total)
+    norm: dict[str, Any] = dict.fromkeys(("mean", "variance", "weight", "bias"), total)
     if build.kind.startswith("conv"):
         norm = dict.fromkeys(norm)
     numbers = {"EPS": 1e-5, "WIDEN": False, "PRECISION": precision} | planned | norm
@@ -127,7 +127,7 @@ def launch(build: Build) -> dict[str, Any]:
         given = {"conv_bias": build.kind == "conv_gate", "addend": not gate, "trunk": gate}
         given |= dict.fromkeys(("grad", "grad_trunk"), build.kind == "gate_grad")
         numbers |= {name: data if there else None for name, there in given.items()}
-        parts = {"means": "*fp64", "squares": total} if measured else {}
+        parts: dict[str, Any] = {"means": "*fp64", "squares": total} if measured else {}
         parts = {"means": None, "squares": None, "MEASURE": measured, **parts}
         return {"x": image, "y": data, "RESIDUAL": True, **parts, **numbers}
     numbers |= {"grad": data, "VANISHES": {2: 2.0**-134}.get(SIZES[build.way], 0.0)}

@@ -136,9 +136,10 @@ SYNCHRONISED = REPLICATED[:3]
 
 def _mean_of_both(model: nn.Module) -> None:
     """What DDP does with gradients, which refuses SyncBatchNorm on a CPU."""
-    for parameter in model.parameters():
-        distributed.all_reduce(parameter.grad)
-        parameter.grad /= 2  # type: ignore[operator]
+    for grad in (parameter.grad for parameter in model.parameters()):
+        assert grad is not None
+        distributed.all_reduce(grad)
+        grad /= 2
 
 
 def _steps(
@@ -159,7 +160,7 @@ def _steps(
         found += [[out.detach(), *grads, *(b.clone() for b in model.buffers())]]
         with torch.no_grad():
             for parameter in parameters:
-                parameter -= 0.1 * parameter.grad  # type: ignore[operator]
+                parameter.sub_(0.1 * parameter.grad)  # type: ignore[operator]
     return found
 
 
