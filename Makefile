@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test emulate faults fuzz lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize gpu-rehearse \
+.PHONY: demo test emulate faults fuzz tiles lint bench tables gpu gpu-test gpu-bench gpu-deploy gpu-sanitize gpu-rehearse \
 	setup clean test-install
 
 demo: setup
@@ -27,6 +27,11 @@ faults: setup
 # 20,000 random calls of the CPU kernels on any strides, and some under AddressSanitizer and UBSan.
 fuzz: setup
 	$(BIN)/python -m pytest tests/kernels/test_fuzz.py -m fuzz -s
+
+# Every tile that a matrix product in Triton may take, for three generations of GPUs: none spills.
+# `make test` compiles a share; this takes about an hour.
+tiles: setup
+	$(BIN)/python -m pytest tests/kernels/test_tile_builds.py -m tiles --numprocesses=auto
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,49 +26,32 @@ of its channels, in training, as bench/networks/traffic.py counts it and its tes
               altogether                                                         11.25
 
 Made of `add_batch_norm_relu`, `batch_norm_relu` and PyTorch's convolutions it is 9.5 and 13.
+
+A mask's last convolution that makes the gate, of as many channels as it reads, likewise:
+
+    forward   reads x and the trunk, writes what the gate gives and measures it  3
+    backward  gate_grad reads grad, x and the trunk, writes two gradients        5
+              reduce and weight read the logits' gradient and x; grad, too,
+              and writes x's                                                     2 + 2 + 3
+
+With `attention_gate` after it, and the statistics of what that gives, it is 6 and 12.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends
+from .attention_gate import attention_gate
 from .batch_norm_conv import Convolution, batch_norm_relu_conv2d, require_convolutions
-from .batch_norm_node import (
-    Channels,
-    Kept,
-    Needed,
-    Options,
-    Parts,
-    Statistics,
-    gradients,
-    keep,
-    known,
-    measured,
-    norm_of,
-    prepare,
-    unpack,
-    ways_into,
-)
+from .batch_norm_node import Channels, Options, Parts, Statistics, known, prepare
 from .checks import autocast_dtype, require_device, require_shape, require_tensor
 from .layouts import memory_format_of
-from .norm_relu_conv_parts import (
-    NORM_RELU_CONV,
-    NORM_RELU_CONV_GRAD,
-    NORM_RELU_CONV_REDUCE,
-    NORM_RELU_CONV_WEIGHT,
-    out_size,
-)
-
-
-class Measured(NamedTuple):
-    """A convolution's result, and what the next normalisation asks of it in training."""
-
-    value: Tensor  # (N, O, H', W')
-    statistics: Statistics | None  # mean and biased variance (O,) of this process's batch
+from .norm_relu_conv_node import Beside, Measured, run
+from .norm_relu_conv_parts import out_size
 
 
 def norm_relu_conv(
@@ -80,6 +63,8 @@ def norm_relu_conv(
     *,
     convs: Sequence[Convolution],
     addend: Tensor | None = None,
+    trunk: Tensor | None = None,
+    residual: bool = True,
     measure: bool = True,
     statistics: Statistics | None = None,
     training: bool = False,
@@ -88,6 +73,8 @@ def norm_relu_conv(
     process_group: Any = None,
 ) -> tuple[Tensor, list[Measured]]:
     """``conv2d(batch_norm_relu(x, …), …) + addend`` of 1×1 convolutions, and its statistics.
+
+    With `trunk` the end of a soft mask branch: ``(1 + M) * trunk``, M = ``sigmoid(conv2d(…))``.
 
     On channels_last images that Triton runs on, as matrix products; elsewhere made of
     `batch_norm_relu_conv2d`. Products are summed in float32 (float64 in float64); those of float32
@@ -101,6 +88,9 @@ def norm_relu_conv(
             the activation's dtype. Under autocast they are made in its dtype.
         addend: added to what the convolution, one alone, gives, before that is rounded and
             measured; of its shape.
+        trunk: likewise of its shape, what the gate of attention multiplies: `attention_gate` of the
+            convolution's result, which is not written down, and computed again in the backward.
+        residual: as `attention_gate`.
         measure: whether the results' statistics are wanted, in training.
 
     Returns:
@@ -110,18 +100,20 @@ def norm_relu_conv(
 
     Raises:
         TypeError: an argument is no floating-point tensor, a stride no integer or pair of them.
-        ValueError: as `batch_norm`, or a convolution does not fit x, or `addend` its result.
+        ValueError: as `batch_norm`, or a convolution does not fit x, or `addend` or `trunk` its
+            result, or both are given.
         BackendError: a backend was asked for that cannot run this.
     """
     channels = Channels(running_mean, running_var, weight, bias, *known(statistics))
     options = Options(True, training, momentum, eps, process_group)
     backend, options = prepare("norm_relu_conv", "x", x, channels, options)
-    convs = _require_pointwise(convs, x, addend)
-    if backend is not None and _is_product(x, convs, addend, normalised=True):
-        return _run(x, addend, channels, backend, options, convs, measure and options.training)
+    convs = _require_pointwise(convs, x, addend, trunk)
+    beside = Beside(addend, trunk, residual)
+    if backend is not None and _is_product(x, convs, beside, normalised=True):
+        return run(x, beside, channels, backend, options, convs, measure and options.training)
     own = {name: value for name, value in options._asdict().items() if name != "relu"}
     outs = batch_norm_relu_conv2d(x, *channels[:4], convs=convs, statistics=statistics, **own)
-    return x, _measured(outs, addend, measure and options.training, backend)
+    return x, _measured(outs, beside, measure and options.training, backend)
 
 
 def conv_statistics(
@@ -139,18 +131,19 @@ def conv_statistics(
     Returns, Raises: as `norm_relu_conv`.
     """
     require_tensor("x", x)
-    convs = _require_pointwise(convs, x, addend)
+    convs = _require_pointwise(convs, x, addend, None)
+    beside = Beside(addend, None, False)
     options = Options(False, False, 0.0, 0.0, None)
     backend = backends.choose("batch_norm", x, kind="conv_statistics")
     plain = x.numel() == 0 or backends.exporting()
-    if not plain and _is_product(x, convs, addend, normalised=False):
-        return _run(x, addend, Channels(*[None] * 4), backend, options, convs, measure)
+    if not plain and _is_product(x, convs, beside, normalised=False):
+        return run(x, beside, Channels(*[None] * 4), backend, options, convs, measure)
     outs = [F.conv2d(x, *conv) for conv in convs]
-    return x, _measured(outs, addend, measure, None if plain else backend)
+    return x, _measured(outs, beside, measure, None if plain else backend)
 
 
 def _require_pointwise(
-    convs: Sequence[Convolution], x: Tensor, addend: Tensor | None
+    convs: Sequence[Convolution], x: Tensor, addend: Tensor | None, trunk: Tensor | None
 ) -> list[Convolution]:
     convs, forms = require_convolutions(convs, "x", x)
     for i, (conv, form) in enumerate(zip(convs, forms, strict=True)):
@@ -163,21 +156,25 @@ def _require_pointwise(
             )
         if conv.bias is not None:
             raise ValueError(f"convs[{i}].bias: expected None, got {tuple(conv.bias.shape)}")
-    if addend is not None:
-        require_tensor("addend", addend)
+    if addend is not None and trunk is not None:
+        raise ValueError(f"trunk: expected None beside addend, got {tuple(trunk.shape)}")
+    for name, image in (("addend", addend), ("trunk", trunk)):
+        if image is None:
+            continue
+        require_tensor(name, image)
         if len(convs) != 1:
-            raise ValueError(f"addend: expected one convolution beside it, got {len(convs)}")
+            raise ValueError(f"{name}: expected one convolution beside it, got {len(convs)}")
         size = out_size(x.shape[2:], forms[0][0][0])
         shape = (x.shape[0], convs[0].weight.shape[0], *size)
-        require_shape("addend", addend, shape, "as the convolution's result")
-        require_device("addend", addend, "x", x)
+        require_shape(name, image, shape, "as the convolution's result")
+        require_device(name, image, "x", x)
     return [
         Convolution(conv.weight, None, form[0]) for conv, form in zip(convs, forms, strict=True)
     ]
 
 
 def _is_product(
-    x: Tensor, convs: Sequence[Convolution], addend: Tensor | None, *, normalised: bool
+    x: Tensor, convs: Sequence[Convolution], beside: Beside, *, normalised: bool
 ) -> bool:
     """Whether the kernels can stand for PyTorch's way."""
     dtype = autocast_dtype(convs[0].weight)
@@ -185,16 +182,15 @@ def _is_product(
         backends.choose("norm_relu_conv", x) == "triton"
         and memory_format_of(x) == torch.channels_last
         and (normalised or x.dtype == dtype)
-        and (addend is None or addend.dtype == dtype)
+        and all(t is None or t.dtype == dtype for t in beside[:2])
     )
 
 
 def _measured(
-    outs: Sequence[Tensor], addend: Tensor | None, measure: bool, backend: str | None
+    outs: Sequence[Tensor], beside: Beside, measure: bool, backend: str | None
 ) -> list[Measured]:
     """The results of PyTorch's way."""
-    if addend is not None:
-        outs = [outs[0] + addend]
+    outs = [went_into(y, beside) for y in outs]
     if not measure:
         return [Measured(out, None) for out in outs]
     statistics = Parts(backend or "reference").statistics
@@ -202,167 +198,10 @@ def _measured(
         return [Measured(out, tuple(statistics(out.detach(), None)[1:])) for out in outs]
 
 
-def _run(
-    x: Tensor,
-    addend: Tensor | None,
-    channels: Channels,
-    backend: str,
-    options: Options,
-    convs: Sequence[Convolution],
-    measure: bool,
-) -> tuple[Tensor, list[Measured]]:
-    # Cast out here, where autograd and FSDP see whose gradients and shards they are.
-    weights = [conv.weight.to(autocast_dtype(conv.weight)) for conv in convs]
-    strides = tuple(conv.stride[0] for conv in convs)  # type: ignore[index]
-    run = _apply if options.process_group is None else _apply_untraced
-    x = x.contiguous(memory_format=torch.channels_last)
-    x, *results = run(x, addend, *channels, backend, *options, strides, measure, *weights)
-    if not measure:
-        return x, [Measured(y, None) for y in results]
-    return x, [Measured(y, (mean, variance)) for y, mean, variance in _threes(results)]
-
-
-def _threes(results: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
-    return list(zip(results[::3], results[1::3], results[2::3], strict=True))
-
-
-class _NormReluConv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, addend: Tensor | None, *arguments: Any) -> Any:
-        channels, backend, options, (strides, measure, *weights) = unpack(arguments)
-        parts = Parts(backend)
-        kept = Kept(x, *[None] * 6)  # type: ignore[arg-type]
-        if options.relu:
-            kept = measured(parts, x, None, channels, options)
-        norm = norm_of(kept)
-        results: list[Tensor] = []
-        for weight, stride in zip(weights, strides, strict=True):
-            y, *statistics = NORM_RELU_CONV["triton"](
-                x, *norm, weight.flatten(1), addend, stride, options.eps, measure
-            )
-            results += [y, *statistics] if measure else [y]
-        if measure:
-            ctx.mark_non_differentiable(*(t for _, *pair in _threes(results) for t in pair))
-        ctx.parts, ctx.options, ctx.strides, ctx.measure = parts, options, strides, measure
-        keep(ctx, kept, *weights)
-        ctx.set_materialize_grads(False)
-        return x, *results
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: checkpointing recomputes at the first access
-        kept, weights = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
-        options: Options = ctx.options
-        elsewhere, *of_results = grads
-        of_results = of_results[:: 3 if ctx.measure else 1]
-        products = [
-            _Product(grad, weight.flatten(1), stride)
-            for grad, weight, stride in zip(of_results, weights, ctx.strides, strict=True)
-            if grad is not None
-        ]
-        needs_x, needs_addend, _, _, *needs_affine = ctx.needs_input_grad[:6]
-        of_weights = [
-            grad is not None and needs
-            for grad, needs in zip(of_results, ctx.needs_input_grad[-len(weights) :], strict=True)
-        ]
-        norm = norm_of(kept)
-        grad_weights = [
-            NORM_RELU_CONV_WEIGHT["triton"](grad, kept.x, *norm, stride, options.eps).view_as(
-                weight
-            )
-            if needs
-            else None
-            for grad, weight, stride, needs in zip(
-                of_results, weights, ctx.strides, of_weights, strict=True
-            )
-        ]
-        needed = Needed(needs_x, False, *needs_affine)
-        if not any(needed):
-            grad_x = grad_weight = grad_bias = None
-        elif options.relu:
-            found = _normalised(ctx.parts, kept, products, elsewhere, options, needed)
-            grad_x, grad_weight, grad_bias = found.x, found.weight, found.bias
-        else:
-            grad_x, grad_weight, grad_bias = _added(kept.x, products, elsewhere), None, None
-        return (
-            *(grad_x if needs_x else None, of_results[0] if needs_addend else None),
-            *(None, None, grad_weight, grad_bias, None, None),
-            *[None] * (len(options) + 3),
-            *grad_weights,
-        )
-
-
-_apply, _apply_untraced = ways_into(_NormReluConv)
-
-
-class _Product(NamedTuple):
-    """What comes to the operand of a convolution: its result's gradient, through the matrix."""
-
-    grad: Tensor
-    conv: Tensor  # (O, C)
-    stride: int
-
-
-def _added(x: Tensor, products: Sequence[_Product], total: Tensor | None) -> Tensor | None:
-    """`total` and what comes to a convolved image of x's size from all products."""
-    for grad, conv, stride in products:
-        none = [None] * 6
-        total = NORM_RELU_CONV_GRAD["triton"](
-            grad, None, total, *none, 1, conv, x.shape[2:], stride, 0.0
-        )
-    return total
-
-
-def _normalised(
-    parts: Parts,
-    kept: Kept,
-    products: Sequence[_Product],
-    elsewhere: Tensor | None,
-    options: Options,
-    needed: Needed,
-) -> Any:
-    """As `gradients`, of what comes to the activation from the products."""
-    if len(products) == 1:
-        (product,) = products
-        return gradients(_Inside(parts, product), kept, product.grad, elsewhere, options, needed)
-    total = _added(kept.x, products, None)
-    total = total if total is None else total.to(kept.x.dtype)
-    return gradients(parts, kept, total, elsewhere, options, needed)
-
-
-class _Inside(Parts):
-    """Passes whose gradient is that of a convolution's result, multiplied in each of them again.
-
-    Unless that reads more than to write the product down once, as where a convolution has more
-    channels than it reads.
-    """
-
-    def __init__(self, parts: Parts, product: _Product) -> None:
-        self._parts, self._product = parts, product
-        out, channels = product.conv.shape
-        # The passes read 2 O + 3 C channels of each position, against O + 5 C with g written down.
-        self._keeps = out >= 2 * channels
-        self._masked: Tensor | None = None
-
-    def incoming(self, grad: Tensor, x: Tensor) -> Tensor:
-        return grad
-
-    def reduce(
-        self, grad: Tensor, x: Tensor, out: None, *norm: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        *channels, eps, _ = norm
-        _, conv, stride = self._product
-        masked, *sums = NORM_RELU_CONV_REDUCE["triton"](
-            grad, x, *channels, conv, stride, eps, self._keeps
-        )
-        self._masked = masked if self._keeps else None
-        return masked, sums[0], sums[1]
-
-    def grad(self, grad: Tensor, x: Tensor, addend: Tensor | None, *norm: Any) -> Tensor:
-        *channels, count, eps, _ = norm
-        if self._masked is not None:
-            return self._parts.grad(self._masked, x, addend, *channels, count, eps, False)
-        _, conv, stride = self._product
-        return NORM_RELU_CONV_GRAD["triton"](
-            grad, x, addend, *channels, count, conv, x.shape[2:], stride, eps
-        )
+def went_into(y: Tensor, beside: Beside) -> Tensor:
+    """The result of convolution `y` with what is beside it."""
+    if beside.addend is not None:
+        return y + beside.addend
+    if beside.trunk is not None:
+        return attention_gate(y, beside.trunk, residual=beside.residual)
+    return y

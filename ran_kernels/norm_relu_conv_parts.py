@@ -4,16 +4,20 @@
 eps), a = relu(xhat weight + bias) as rounded to its dtype, or without `mean` a = x, and the matrix
 conv (O, K) of a convolution of stride s:
 
-1. ``norm_relu_conv``: y = conv a + addend, and with `measure` mean and biased variance of each
-   channel of y over N, H, W, as y is rounded to its dtype; without it those are empty.
-2. ``norm_relu_conv_reduce``: of grad, y's gradient, g = relu'(convᵀ grad), which is the
+1. ``norm_relu_conv``: y = conv a + addend, or with `trunk` the gate of attention, y = (1 + M) trunk
+   with M = sigmoid(conv a), and without `residual` M trunk; and with `measure` mean and biased
+   variance of each channel of y over N, H, W, as y is rounded to its dtype; without it those are
+   empty.
+2. ``norm_relu_conv_gate_grad``: of grad, such a y's gradient, those of conv a, which is computed
+   again, and of trunk: grad trunk M (1 - M) and grad (1 + M), or grad M.
+3. ``norm_relu_conv_reduce``: of grad, y's gradient, g = relu'(convᵀ grad), which is the
    first result with `keep` and an empty tensor without; sum_grad = Σ g and sum_grad_xhat =
    Σ g xhat, the gradients of bias and weight.
-3. ``norm_relu_conv_grad``: weight / √(variance + eps) (g - (sum_grad + xhat sum_grad_xhat) / count)
+4. ``norm_relu_conv_grad``: weight / √(variance + eps) (g - (sum_grad + xhat sum_grad_xhat) / count)
    + addend, of the same g, computed again; without sums, for statistics that do not depend on x,
    the second term is left out, and without `mean`, convᵀ grad + addend. `size` is (H, W)
    of the result.
-4. ``norm_relu_conv_weight``: grad aᵀ, the gradient of conv.
+5. ``norm_relu_conv_weight``: grad aᵀ, the gradient of conv.
 
 The results are channels_last and the arguments are read as such; other strides are copied first.
 Every term that is None is left out; weight is 1 then. Sums are float32, or float64 where the
@@ -29,7 +33,7 @@ from torch import Tensor
 from .batch_norm_parts import per_channel
 from .library import OPERATORS, define
 
-# The functions that people call are made of all four.
+# The functions that people call are made of them all.
 OPERATORS.append("norm_relu_conv")
 
 
@@ -52,13 +56,31 @@ def _fake(
     bias: Tensor | None,
     conv: Tensor,
     addend: Tensor | None,
+    trunk: Tensor | None,
     stride: int,
+    residual: bool,
     eps: float,
     measure: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = conv.shape[0]
     y = new_image(x, (x.shape[0], out, *out_size(x.shape[2:], stride)), conv.dtype)
     return y, per_channel(y, out if measure else 0), per_channel(y, out if measure else 0)
+
+
+def _fake_gate_grad(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv: Tensor,
+    trunk: Tensor,
+    stride: int,
+    residual: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return new_image(grad, trunk.shape, conv.dtype), new_image(grad, trunk.shape, conv.dtype)
 
 
 def _fake_reduce(
@@ -114,9 +136,18 @@ _NORM = "Tensor? mean, Tensor? variance, Tensor? weight, Tensor? bias"
 
 NORM_RELU_CONV = define(
     "norm_relu_conv",
-    f"(Tensor x, {_NORM}, Tensor conv, Tensor? addend, int stride, float eps, bool measure)"
-    " -> (Tensor y, Tensor mean, Tensor variance)",
+    f"(Tensor x, {_NORM}, Tensor conv, Tensor? addend, Tensor? trunk, int stride, bool residual,"
+    " float eps, bool measure) -> (Tensor y, Tensor mean, Tensor variance)",
     fake=_fake,
+    native=False,
+)
+NORM_RELU_CONV_GATE_GRAD = define(
+    "norm_relu_conv_gate_grad",
+    "(Tensor grad, Tensor x, Tensor mean, Tensor variance, Tensor? weight, Tensor? bias,"
+    " Tensor conv, Tensor trunk, int stride, bool residual, float eps)"
+    " -> (Tensor grad_logits, Tensor grad_trunk)",
+    fake=_fake_gate_grad,
+    file="norm_relu_conv",
     native=False,
 )
 NORM_RELU_CONV_REDUCE = define(

@@ -19,8 +19,9 @@ from .batch_norm import add_batch_norm_relu, batch_norm, batch_norm_add_relu, ba
 from .batch_norm_conv import Convolution, add_batch_norm_relu_conv2d, batch_norm_relu_conv2d
 from .batch_norm_node import values_of
 from .layouts import memory_format_of
-from .norm_relu_conv import Measured, conv_statistics
+from .norm_relu_conv import Measured, conv_statistics, went_into
 from .norm_relu_conv import norm_relu_conv as norm_relu_product
+from .norm_relu_conv_node import Beside
 from .parts import are_called_plainly, are_plain, is_called_plainly
 
 
@@ -136,10 +137,14 @@ def measured_convs(
     x: Tensor | Measured,
     *convs: nn.Module,
     addend: Tensor | None = None,
+    trunk: Tensor | None = None,
+    residual: bool = True,
     recompute: bool,
     measure: bool = True,
 ) -> tuple[Tensor, list[Measured]]:
     """x itself, and ``conv(relu(norm(x))) + addend`` of each of `convs`; without `norm` of x.
+
+    With `trunk`, beside a norm, it is `ran_kernels.attention_gate` of a convolution's result.
 
     With `ran_kernels.norm_relu_conv` or `conv_statistics` where `norm_relu_conv` would take its
     operator and each of `convs` is a plain 1×1 convolution without a bias. Elsewhere as that does,
@@ -151,19 +156,20 @@ def measured_convs(
     """
     value, known = parted(x)
     taken = _convolutions(convs, value) if are_products(value) else None
-    if taken and all(map(_is_product, taken)) and (addend is None or are_plain(addend)):
-        if norm is None and are_plain(value):
+    beside = Beside(addend, trunk, residual)
+    if taken and all(map(_is_product, taken)) and are_plain(addend, trunk):
+        if norm is None and trunk is None and are_plain(value):
             measure = measure and any(conv.training for conv in convs)
             return conv_statistics(value, convs=taken, addend=addend, measure=measure)
         options = None if norm is None else options_of(norm, value)
         if options is not None:
-            options |= {**known, "convs": taken, "addend": addend, "measure": measure}
+            options |= {**known, "convs": taken, **beside._asdict(), "measure": measure}
             return norm_relu_product(value, **options)
     if norm is None:
         outs = tuple(conv(value) for conv in convs)
     else:
         outs = norm_relu_conv(norm, x, *convs, recompute=recompute)
-    return value, [Measured(y if addend is None else y + addend, None) for y in outs]
+    return value, [Measured(went_into(y, beside), None) for y in outs]
 
 
 def _is_product(conv: Convolution) -> bool:

@@ -283,22 +283,49 @@ def norm_relu_conv(
     bias: Tensor | None,
     conv: Tensor,
     addend: Tensor | None,
+    trunk: Tensor | None,
     stride: int,
+    residual: bool,
     eps: float,
     measure: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``conv2d(relu(norm(x)), conv[:, :, None, None], stride)`` plus `addend`, and its statistics.
+    """``conv2d(relu(norm(x)), conv[:, :, None, None], stride)`` plus `addend` or as the gate of
+    `trunk`, and its statistics.
 
-    This and the three that follow are what the operators of their names compute, which
+    This and the four that follow are what the operators of their names compute, which
     ran_kernels/norm_relu_conv_parts.py describes.
     """
     a = _activation(x, mean, variance, weight, bias, eps).to(conv.dtype)
     y = F.conv2d(a, conv[:, :, None, None], None, stride)
     if addend is not None:
         y = y + addend
+    if trunk is not None:
+        y = attention_gate(y, trunk, residual=residual)
     y = y.contiguous(memory_format=torch.channels_last)
     found = batch_norm_statistics(y, None)[1:] if measure else (_wide(y).new_empty(0),) * 2
     return y, *found
+
+
+def norm_relu_conv_gate_grad(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv: Tensor,
+    trunk: Tensor,
+    stride: int,
+    residual: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a gate's logits and of its trunk."""
+    a = _activation(x, mean, variance, weight, bias, eps).to(conv.dtype)
+    mask = F.conv2d(a, conv[:, :, None, None], None, stride).sigmoid()
+    grad_logits = grad * trunk * (mask * (1 - mask))
+    grad_trunk = grad * (1 + mask) if residual else grad * mask
+    last = {"memory_format": torch.channels_last}
+    return grad_logits.contiguous(**last), grad_trunk.contiguous(**last)
 
 
 def norm_relu_conv_reduce(

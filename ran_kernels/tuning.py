@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .norm_relu_conv_parts import (
     NORM_RELU_CONV,
+    NORM_RELU_CONV_GATE_GRAD,
     NORM_RELU_CONV_GRAD,
     NORM_RELU_CONV_REDUCE,
     NORM_RELU_CONV_WEIGHT,
@@ -103,12 +104,17 @@ def _call(problem: "Problem", device: torch.device) -> Callable[[], Any]:
     kind, columns, inner = problem.kind, problem.columns, problem.inner
     normalised = torch.float32 if problem.wide else dtype
     none = [None] * 4
-    if kind in ("norm_relu_conv", "conv"):
+    if kind in ("norm_relu_conv", "conv", "gate"):
         norm = none if kind == "conv" else numbers(inner)
-        addend = image(columns) if problem.images > 1 else None
+        beside = image(columns) if problem.images > 1 else None
+        images = (None, beside) if kind == "gate" else (beside, None)
         x = image(inner, normalised)
-        given = (x, *norm, matrix(columns, inner), addend, 1, 1e-5, True)
+        given = (x, *norm, matrix(columns, inner), *images, 1, True, 1e-5, True)
         return lambda: NORM_RELU_CONV["triton"](*given)
+    if kind == "gate_grad":
+        x, grad, trunk = image(inner, normalised), image(columns), image(columns)
+        given = (grad, x, *numbers(inner), matrix(columns, inner), trunk, 1, True, 1e-5)
+        return lambda: NORM_RELU_CONV_GATE_GRAD["triton"](*given)
     if kind == "conv_gate":
         kernels: Any = importlib.import_module("ran_kernels.triton.norm_relu_conv")
         gated = (image(inner), matrix(columns, inner), None, image(columns), True)

@@ -36,11 +36,12 @@ ON_REQUEST = {
     "emulate": "runs the CUDA kernels on the CPU for many minutes",
     "faults": "fails every file operation in turn for minutes",
     "fuzz": "makes 20,000 random calls, and some of them under the sanitizers",
+    "tiles": "compiles every tile of every product for three GPUs, for an hour",
 }
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in ("deep", "emulate", "faults", "fuzz"):
+    for marker in ("deep", "emulate", "faults", "fuzz", "tiles"):
         config.addinivalue_line("markers", f"{marker}: {ON_REQUEST[marker]}; run with -m {marker}")
 
 

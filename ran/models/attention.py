@@ -1,15 +1,16 @@
 """The attention module and its soft mask branch: Wang et al., CVPR 2017, section 3."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 import ran_kernels
 from ran_kernels.nn import measured_convs, norm_relu_conv
+from ran_kernels.parts import are_called_plainly
 
 from ..checks import require_choice, require_count
 from .modes import NORM_CONV, checkpointed
-from .sums import Features, can_be_products, chained, opened, opened_products, value_of
+from .sums import Features, Sum, can_be_products, chained, opened, opened_products, value_of
 from .units import max_pool, unit_sequence
 
 #: What the soft mask branch adds to an interpolation: see :class:`SoftMaskBranch`.
@@ -49,6 +50,15 @@ class MaskHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return value_of(self.chain(x))
+
+    def gate(self, x: Features, trunk: Tensor, *, residual: bool) -> Features:
+        """`ran_kernels.attention_gate` of the logits and `trunk` (N, C, H, W), measured, inside the
+        product that makes the logits."""
+        recompute = self.recompute_norms
+        _, (first,) = opened_products(self.bn1, x, self.conv1, recompute=recompute)
+        beside: dict[str, Any] = {"trunk": trunk, "residual": residual}
+        _, (gated,) = measured_convs(self.bn2, first, self.conv2, **beside, recompute=recompute)
+        return Sum.made(gated)
 
     def chain(self, x: Features) -> Features:
         """``forward``, of a sum that may be open."""
@@ -99,6 +109,10 @@ class SoftMaskBranch(nn.Module):
 
     def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
         """Logits (N, C, H, W) of the mask for ``trunk`` (N, C, H, W), from x of the same shape."""
+        return value_of(chained(self.head, self.before_head(x, trunk)))
+
+    def before_head(self, x: Tensor, trunk: Tensor) -> Features:
+        """What the head is given."""
         skips: list[Tensor] = []
         features: Features = x
         for level, down in enumerate(self.down):
@@ -116,7 +130,7 @@ class SoftMaskBranch(nn.Module):
                 features = ran_kernels.upsample_add(x, trunk)
             else:
                 features = ran_kernels.upsample(x, (trunk.shape[2], trunk.shape[3]))
-        return value_of(chained(self.head, features))
+        return features
 
 
 class AttentionModule(nn.Module):
@@ -187,8 +201,24 @@ class AttentionModule(nn.Module):
             return self.forward(value_of(x))
         x = chained(self.pre, x)
         trunk = value_of(chained(self.trunk, x))
+        if self._gates_in_product(trunk):
+            features = self.mask.before_head(value_of(x), trunk)
+            gated = self.mask.head.gate(features, trunk, residual=self.residual)
+            return chained(self.post, gated)
         logits = self.mask(value_of(x), trunk)
         return chained(self.post, self._gate(logits, trunk))
+
+    def _gates_in_product(self, trunk: Tensor) -> bool:
+        """Whether the mask's last convolution may make the gate, as nobody is to see its logits."""
+        mask, head = self.mask, getattr(self.mask, "head", None)
+        return (
+            self.activation == "mixed"
+            and type(mask) is SoftMaskBranch
+            and type(head) is MaskHead
+            and are_called_plainly((mask, head))
+            and head.norm_conv
+            and can_be_products(trunk)
+        )
 
     def forward_attention(self, x: Tensor) -> tuple[Tensor, AttentionFeatures]:
         """``forward``'s output beside the trunk, the mask and the gated features it came from."""

@@ -22,6 +22,9 @@ GROUP = tl.constexpr(8)
 ENOUGH_TILES = 256
 
 
+#: Bytes: rows of 14×14 are such packs in 16 bits.
+PACK = 8
+
 # From large to small, by bytes of an element. A large tile reads the operands less often, small
 # ones are more programs. All fit in the 99 KB of shared memory that the smallest of these GPUs has.
 TILES = {
@@ -76,9 +79,15 @@ def conv_gate_kernel(
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
-def choose_tile(samples: int, rows: int, columns: int, element_size: int) -> Tile:
-    """The largest tile that is not half empty and makes enough programs, else the smallest."""
-    for tile in TILES[element_size]:
+def choose_tile(samples: int, rows: int, columns: int, inner: int, element_size: int) -> Tile:
+    """The largest tile that is not half empty and makes enough programs, else the smallest.
+
+    The smallest, too, where rows in memory are no packs of PACK bytes, as of 7×7: it alone has
+    registers for as many loads.
+    """
+    tiles = TILES[element_size]
+    packed = all(count * element_size % PACK == 0 for count in (columns, inner))
+    for tile in tiles if packed else tiles[-1:]:
         programs = samples * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
         fills = 2 * rows > tile.rows and 2 * columns > tile.columns
         if fills and programs >= ENOUGH_TILES:
@@ -90,7 +99,7 @@ def plan(x: Tensor, out: Tensor) -> tuple[tuple[int], dict[str, int | bool]]:
     """The grid, and the arguments that follow from shapes and layout alone."""
     samples, rows, height, width = out.shape
     columns = height * width
-    tile = choose_tile(samples, rows, columns, x.element_size())
+    tile = choose_tile(samples, rows, columns, x.shape[1], x.element_size())
     row_tiles, column_tiles = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
     return (samples * row_tiles * column_tiles,), {
         "rows": rows,

@@ -96,8 +96,18 @@ def plan_weight(
     )
 
 
+def _aligned(t: Tensor) -> Tensor:
+    """`t`, or a copy that begins at a multiple of 16 bytes: elsewhere kernels read an element at a
+    time, of which `tiles_of` does not know."""
+    return t if t.data_ptr() % 16 == 0 else t.clone()
+
+
 def _last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
+    return _aligned(t.contiguous(memory_format=torch.channels_last))
+
+
+def _matrix(conv: Tensor) -> Tensor:
+    return _aligned(conv.contiguous())
 
 
 def _last_or_none(t: Tensor | None) -> Tensor | None:
@@ -161,7 +171,9 @@ def norm_relu_conv(
     bias: Tensor | None,
     conv: Tensor,
     addend: Tensor | None,
+    trunk: Tensor | None,
     stride: int,
+    residual: bool,
     eps: float,
     measure: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,8 +186,8 @@ def norm_relu_conv(
     if not y.numel():
         return y, y_mean.zero_(), y_variance.zero_()
     rows = y.numel() // out
-    images = 1 + (addend is not None)
-    kind = "conv" if mean is None else "norm_relu_conv"
+    images = 1 + sum(t is not None for t in (addend, trunk))
+    kind = "conv" if mean is None else "norm_relu_conv" if trunk is None else "gate"
     wide = x.element_size() > conv.element_size()
     problem = Problem(kind, rows, out, channels, conv.element_size(), images, wide=wide)
     row_tiles, grid, arguments = plan(problem, size, stride, x.device)
@@ -185,15 +197,16 @@ def norm_relu_conv(
         norm_relu_conv_kernel[grid](
             x,
             *map(contiguous, (mean, variance, weight, bias)),
-            conv.contiguous(),
+            _matrix(conv),
             None,
-            _last_or_none(addend),
+            *map(_last_or_none, (addend, trunk)),
             None,
             y,
+            None,
             *(means, squares) if measure else (None, None),
             EPS=eps,
             MEASURE=measure,
-            RESIDUAL=False,
+            RESIDUAL=residual,
             **_options(x, conv.dtype),
             **arguments,
         )
@@ -212,8 +225,9 @@ def gated_conv(
     _, grid, arguments = plan(problem, (y.shape[2], y.shape[3]), 1, x.device)
     with device_of(x):
         norm_relu_conv_kernel[grid](
-            *(x, None, None, None, None, conv.contiguous(), contiguous(bias), None, trunk, y),
-            *(None, None),
+            *(_last(x), None, None, None, None, _matrix(conv), contiguous(bias), None),
+            *(_last(trunk), None),
+            *(y, None, None, None),
             EPS=0.0,
             MEASURE=False,
             RESIDUAL=residual,
@@ -221,6 +235,43 @@ def gated_conv(
             **arguments,
         )
     return y
+
+
+def norm_relu_conv_gate_grad(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv: Tensor,
+    trunk: Tensor,
+    stride: int,
+    residual: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Implements ``ran::norm_relu_conv_gate_grad.triton``."""
+    x = _last(x)
+    grad_logits, grad_trunk = (new_image(grad, trunk.shape, conv.dtype) for _ in range(2))
+    if not trunk.numel():
+        return grad_logits, grad_trunk
+    out, channels = conv.shape
+    rows, wide = trunk.numel() // out, x.element_size() > conv.element_size()
+    problem = Problem("gate_grad", rows, out, channels, conv.element_size(), 4, wide=wide)
+    _, grid, arguments = plan(problem, (x.shape[2], x.shape[3]), stride, x.device)
+    with device_of(x):
+        norm_relu_conv_kernel[grid](
+            x,
+            *map(contiguous, (mean, variance, weight, bias)),
+            *(_matrix(conv), None, None, _last(trunk), _last(grad)),
+            *(grad_logits, grad_trunk, None, None),
+            EPS=eps,
+            MEASURE=False,
+            RESIDUAL=residual,
+            **_options(x, conv.dtype),
+            **arguments,
+        )
+    return grad_logits, grad_trunk
 
 
 def norm_relu_conv_reduce(
@@ -252,7 +303,8 @@ def norm_relu_conv_reduce(
         norm_relu_conv_reduce_kernel[grid](
             _last(grad),
             x,
-            *map(contiguous, (mean, variance, weight, bias, conv)),
+            *map(contiguous, (mean, variance, weight, bias)),
+            _matrix(conv),
             masked if keep else None,
             parts,
             EPS=eps,
@@ -295,7 +347,8 @@ def norm_relu_conv_grad(
         norm_relu_conv_grad_kernel[grid](
             _last(grad),
             *map(_last_or_none, (x, addend)),
-            *map(contiguous, (mean, variance, weight, bias, sum_grad, sum_grad_xhat, conv)),
+            *map(contiguous, (mean, variance, weight, bias, sum_grad, sum_grad_xhat)),
+            _matrix(conv),
             grad_x,
             count,
             EPS=eps,

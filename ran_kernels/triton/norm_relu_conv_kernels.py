@@ -80,7 +80,8 @@ def activation(x, center, scale, offset):
 
 @triton.jit
 def norm_relu_conv_kernel(
-    x, mean, variance, weight, bias, conv, conv_bias, addend, trunk, y, means, squares,
+    x, mean, variance, weight, bias, conv, conv_bias, addend, trunk, grad,
+    y, grad_trunk, means, squares,
     rows, column_tiles, height, width, out_height, out_width,
     EPS: tl.constexpr, MEASURE: tl.constexpr, RESIDUAL: tl.constexpr,
     INNER: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -120,7 +121,15 @@ def norm_relu_conv_kernel(
     if trunk is not None:
         t = widen(tl.load(trunk + at, mask=inside, other=0.0))
         mask = sigmoid(total)
-        total = (1.0 + mask) * t if RESIDUAL else mask * t
+        factor = 1.0 + mask if RESIDUAL else mask
+        if grad is None:
+            total = factor * t
+        else:
+            # d out / d total = T M (1 - M);  d out / d T = (1 +) M
+            g = widen(tl.load(grad + at, mask=inside, other=0.0))
+            to_trunk = (g * factor).to(grad_trunk.dtype.element_ty)
+            tl.store(grad_trunk + at, to_trunk, mask=inside)
+            total = g * t * (mask * (1.0 - mask))
     stored = total.to(y.dtype.element_ty)
     tl.store(y + at, stored, mask=inside)
     if MEASURE:

@@ -1,6 +1,5 @@
 """What the kernels that multiply matrices share: tiles, which of them a shape takes, precision."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +46,8 @@ TILES = {
     2: (
         Tile(128, 128, 64, 8, 3),
         Tile(128, 128, 32, 8, 4),
-        Tile(128, 64, 64, 4, 3),
-        Tile(128, 64, 32, 4, 4),
+        Tile(128, 64, 64, 8, 3),
+        Tile(128, 64, 32, 8, 4),
         Tile(64, 128, 32, 4, 4),
         Tile(64, 64, 64, 4, 4),
         Tile(32, 64, 64, 4, 4),
@@ -56,6 +55,15 @@ TILES = {
     4: (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(32, 64, 32, 4, 3)),
     8: (Tile(32, 32, 16, 4, 2),),
 }
+
+#: Where images are not read and written in packs of PACK bytes: each element is a load of its own
+#: then, whose address and condition are registers, and a thread has room for few.
+UNPACKED_TILES = {
+    2: (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 8, 4), Tile(32, 64, 32, 4, 4)),
+    4: (Tile(64, 64, 32, 8, 3), Tile(32, 64, 32, 8, 3)),
+    8: TILES[8],
+}
+PACK = 16
 
 #: Bytes of shared memory that a program has on the smallest of these GPUs.
 LEAST_SHARED = 99 * 1024
@@ -66,6 +74,8 @@ MULTIPROCESSORS = 132
 SHARED = 227 * 1024  # bytes of a multiprocessor
 THREADS = 2048  # of a multiprocessor
 REGISTERS = 65536
+MOST_REGISTERS = 255  # of a thread
+MOST_SPLIT = 128 * 128 * 32  # multiply-adds of a step whose operands pass through registers
 BANDWIDTH = 3.0e12  # bytes a second from memory
 L2_BANDWIDTH = 5.5e12
 LATENCY = 0.8e-6  # seconds from asking memory to having
@@ -90,9 +100,33 @@ def step_bytes(problem: Problem, tile: Tile) -> int:
 
 
 def tiles_of(problem: Problem) -> list[Tile]:
-    """Those of TILES that `problem` can take on every GPU, from large to small."""
-    tiles = TILES[problem.element_size]
-    return [tile for tile in tiles if step_bytes(problem, tile) * tile.stages <= LEAST_SHARED]
+    """Those that `problem` can take on every GPU, from large to small: their steps fit in shared
+    memory, and nothing that a thread holds is spilled, which a test compiles them for."""
+    *tiles, smallest = (TILES if is_packed(problem) else UNPACKED_TILES)[problem.element_size]
+    return [
+        *(tile for tile in tiles if fits_shared(problem, tile) and has_registers(problem, tile)),
+        smallest,
+    ]
+
+
+def fits_shared(problem: Problem, tile: Tile) -> bool:
+    """Whether the steps in flight fit in LEAST_SHARED."""
+    return step_bytes(problem, tile) * tile.stages <= LEAST_SHARED
+
+
+def has_registers(problem: Problem, tile: Tile) -> bool:
+    """Whether a thread can hold what the kernel gives it."""
+    if problem.exact and problem.splits and tile.rows > 32:
+        return False  # without tensor cores a transposed operand lies in registers, a whole step
+    if problem.splits and tile.rows * tile.columns * tile.inner > MOST_SPLIT:
+        return False  # operands pass through registers, one normalised, beside the accumulator
+    return registers(problem, tile) <= MOST_REGISTERS
+
+
+def is_packed(problem: Problem) -> bool:
+    """Whether the channels of every image are packs of PACK bytes."""
+    channels = (problem.columns, problem.rows if problem.splits else problem.inner)
+    return all(count * problem.element_size % PACK == 0 for count in channels)
 
 
 def registers(problem: Problem, tile: Tile) -> int:
@@ -122,11 +156,6 @@ def estimate(problem: Problem, tile: Tile) -> float:
     tiles. The last wave of programs counts as a full one.
     """
     size = problem.element_size
-    held = registers(problem, tile)
-    # Without tensor cores a transposed operand lies in registers, a whole step of it.
-    transposed = problem.exact and problem.splits and tile.rows > 32
-    if held > 255 or transposed:
-        return math.inf
     row_tiles = triton.cdiv(problem.rows, tile.rows)
     column_tiles = triton.cdiv(problem.columns, tile.columns)
     steps, splits = triton.cdiv(problem.inner, tile.inner), 1
@@ -135,6 +164,7 @@ def estimate(problem: Problem, tile: Tile) -> float:
     programs = row_tiles * column_tiles * splits
     step = step_bytes(problem, tile)
     threads = 32 * tile.warps
+    held = min(registers(problem, tile), MOST_REGISTERS)
     resident = min(SHARED // (step * tile.stages), THREADS // threads, REGISTERS // threads // held)
     slots = MULTIPROCESSORS * resident
     quantised = triton.cdiv(programs, slots) * slots / programs if programs > slots else 1.0

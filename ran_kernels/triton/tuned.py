@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from .products import TILES, Problem, Tile, choose, tiles_of
+from .products import TILES, UNPACKED_TILES, Problem, Tile, choose, tiles_of
 
 #: Those that are being measured, and those that were asked for while somebody looks on.
 _forced: dict[Problem, Tile] = {}
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Tile]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{path}: expected tiles as JSON, got {error!r}", stacklevel=2)
         return {}
-    known = [tile for tiles in TILES.values() for tile in tiles]
+    known = [tile for of in (TILES, UNPACKED_TILES) for tiles in of.values() for tile in tiles]
     found = {key: tile for key, entry in entries for tile in known if [*astuple(tile)] == entry}
     if len(found) < len(entries):
         warnings.warn(

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import ran_kernels
 from bench.networks import tables, traffic
 from bench.networks.inductor_traffic import counted_by_inductor
 from ran.models import sums, units
@@ -92,6 +94,29 @@ def test_a_unit_moves_what_is_said(norm_conv: bool, forward: float, backward: fl
     size = 2 * x.numel()
     found = [(more - less) / size for more, less in zip(moved[1], moved[0], strict=True)]
     assert found == pytest.approx([forward, backward], rel=2e-3)
+
+
+def test_a_mask_that_makes_the_gate_moves_what_is_said() -> None:
+    """The figures of ran_kernels/norm_relu_conv.py."""
+
+    def image() -> torch.Tensor:
+        x = torch.empty(64, 64, 56, 56, dtype=torch.bfloat16)
+        return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    with FakeTensorMode(allow_non_fake_inputs=True), traffic.of_gpu():
+        x, trunk = image(), image()
+        weight = torch.empty(64, 64, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+        pair = (torch.empty(64), torch.empty(64))
+        options: dict[str, Any] = {"training": True, "statistics": pair, "trunk": trunk}
+        with traffic.Traffic() as first:
+            _, ((out, _),) = ran_kernels.norm_relu_conv(
+                x, None, None, convs=[ran_kernels.Convolution(weight)], **options
+            )
+        with traffic.Traffic() as second:
+            out.backward(torch.empty_like(out))
+    size = 2 * x.numel()
+    found = [moved.bytes.total() / size for moved in (first, second)]
+    assert found == pytest.approx([3, 12], rel=2e-3)
 
 
 def test_kinds_take_every_operator_once() -> None:

@@ -25,10 +25,24 @@ import torch
 
 from .triton_launches import launches
 
+ROOT = Path(__file__).parents[2]
 ARCHITECTURES = (80, 90, 100)
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 #: The instructions of tensor cores: of Ampere, Hopper and Blackwell.
 TENSOR_CORES = r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*"
+
+
+def in_a_process(module: str, *arguments: str, cache: Path) -> str:
+    """What ``python -m module`` prints where kernels can be compiled; `cache` keeps them.
+
+    Compiled is what has changed: Triton finds the others by their source, launch and compiler.
+    """
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def found() -> list[str]:
@@ -89,15 +103,22 @@ def specialised(
 
 def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dict[str, Any]:
     """Compiles launch number `launch` of the kernel, and says what came of it."""
+    arguments = launches(getattr(torch, dtype))[name][launch]
+    for key, value in arguments.items():
+        if isinstance(value, str):
+            arguments[key] = value.replace("data", DTYPES[dtype])
+    build = f"launch {launch}, sm_{architecture}, {dtype}"
+    return {"kernel": name, "build": build, **compiled(name, arguments, architecture)}
+
+
+def compiled(name: str, arguments: dict[str, Any], architecture: int) -> dict[str, Any]:
+    """Compiles the kernel for a GPU, with arguments as `specialised` takes them and num_warps."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    arguments = launches(getattr(torch, dtype))[name][launch]
+    arguments = dict(arguments)
     options = {"num_warps": arguments.pop("num_warps", 4)}
-    for key, value in arguments.items():
-        if isinstance(value, str):
-            arguments[key] = value.replace("data", DTYPES[dtype])
     kernel, signature, constants, attributes = specialised(name, arguments)
     built = triton.compile(
         ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
@@ -105,8 +126,6 @@ def compile_kernel(name: str, launch: int, architecture: int, dtype: str) -> dic
         options=options,
     )
     return {
-        "kernel": name,
-        "build": f"launch {launch}, sm_{architecture}, {dtype}",
         "ptx": f".target sm_{architecture}" in built.asm["ptx"],
         "cubin": len(built.asm["cubin"]),
         "shared": built.metadata.shared,

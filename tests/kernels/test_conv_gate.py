@@ -261,8 +261,8 @@ def test_tf32_is_less_exact() -> None:
 
 
 def test_tiles_follow_the_shape(kernel: ModuleType) -> None:
-    def sides(*shape: int, size: int = 2) -> tuple[int, int]:
-        tile = kernel.choose_tile(*shape, size)
+    def sides(*shape: int, inner: int = 256, size: int = 2) -> tuple[int, int]:
+        tile = kernel.choose_tile(*shape, inner, size)
         return tile.rows, tile.columns
 
     assert sides(1, 32 * 56 * 56, 256) == (128, 128)  # the large one where there are enough of it
@@ -270,6 +270,9 @@ def test_tiles_follow_the_shape(kernel: ModuleType) -> None:
     assert sides(1, 10**6, 64) == (64, 64)  # none that is half empty
     assert sides(32, 64, 56 * 56) == (64, 128)
     assert sides(1, 10**6, 256, size=8) == (32, 32)
+    # Rows that are no packs: each element is a load of its own.
+    assert sides(128, 512, 7 * 7) == (64, 64)
+    assert sides(32, 256, 56 * 56, inner=255) == (64, 64)
 
 
 A = torch.zeros(2, 3, 4, 4)

@@ -13,7 +13,7 @@ import ran_kernels
 from ran_kernels import Convolution, reference
 from ran_kernels.norm_relu_conv_parts import out_size
 
-from ..watching import kept_by
+from ..watching import Calls, kept_by
 from .cbam_cases import features
 from .harness import Place, triton_only
 from .norm_cases import affine, running
@@ -30,6 +30,8 @@ def composed(
     *channels: Any,
     convs: Any,
     addend: Any = None,
+    trunk: Any = None,
+    residual: bool = True,
     statistics: Any = None,
     **options: Any,
 ) -> tuple[Tensor, list[ran_kernels.Measured]]:
@@ -38,6 +40,8 @@ def composed(
     outs = [F.conv2d(activation, *conv) for conv in convs]
     if addend is not None:
         outs = [outs[0] + addend]
+    if trunk is not None:
+        outs = [reference.attention_gate(outs[0], trunk, residual=residual)]
     found = [(y, reference.batch_norm_statistics(y, None)) for y in outs]
     return x, [ran_kernels.Measured(y, (mean, variance)) for y, (_, mean, variance) in found]
 
@@ -75,8 +79,17 @@ def node(
     training: bool,
     statistics: list[Tensor] | None = None,
     given: bool = False,
+    gate: bool | None = None,
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """`of` as a function of `inputs`; x and the results are its own."""
+    """`of` as a function of `inputs`; x and the results are its own.
+
+    Unless `gate` is None the addend is a trunk, gated with attention residual learning or without.
+    """
+
+    def beside(images: tuple[Tensor, ...]) -> dict[str, Any]:
+        if gate is None or not images:
+            return {"addend": images[0] if images else None}
+        return {"trunk": images[0], "residual": gate}
 
     def call(x: Tensor, weight: Tensor, bias: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         forms = CONVS[convs]
@@ -87,7 +100,7 @@ def node(
             weight,
             bias,
             convs=[Convolution(w, None, s) for w, (_, s) in zip(more, forms, strict=False)],
-            addend=more[len(forms)] if len(more) > len(forms) else None,
+            **beside(more[len(forms) :]),
             training=training,
             statistics=known,
         )
@@ -116,6 +129,60 @@ def test_node(place: Place, convs: str, added: bool, training: bool) -> None:
             outs, grads = place.run(gradients, call, given)
             found.append([*outs, *grads, *statistics])
         torch.testing.assert_close(*found, rtol=limit, atol=limit)
+
+
+@triton_only
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+def test_gate(place: Place, residual: bool, training: bool) -> None:
+    for convs, dtype, limit in (
+        ("narrow", torch.float64, 1e-11),
+        ("halved", torch.float64, 1e-11),
+        ("narrow", torch.float32, 1e-4),
+    ):
+        given = inputs(convs, True, dtype, place.device)
+        found = []
+        for of in (ran_kernels.norm_relu_conv, composed):
+            statistics = running(given[0])
+            call = node(of, convs, training=training, statistics=statistics, gate=residual)
+            outs, grads = place.run(gradients, call, given)
+            found.append([*outs, *grads, *statistics])
+        torch.testing.assert_close(*found, rtol=limit, atol=limit)
+
+
+@triton_only
+def test_a_gate_keeps_no_logits_and_measures_what_it_gives(place: Place) -> None:
+    given = [t.requires_grad_() for t in inputs("narrow", True, torch.float64, place.device)]
+    x, weight, bias, conv, trunk = given
+    options: dict[str, Any] = {"convs": [Convolution(conv)], "training": True, "trunk": trunk}
+    found = []
+
+    def run() -> None:
+        with Calls() as calls:
+            _, ((y, pair),) = place.run(
+                ran_kernels.norm_relu_conv, x, None, None, weight, bias, **options
+            )
+        assert calls.counts["ran::norm_relu_conv"] == 1
+        assert calls.counts["ran::attention_gate"] == 0
+        found.append((y.detach(), pair))
+
+    sizes = sorted(t.numel() for t in kept_by(run))
+    assert sizes == sorted([*(t.numel() for t in given), X[1], X[1]])
+    ((y, pair),) = found
+    torch.testing.assert_close(list(pair), list(reference.batch_norm_statistics(y, None)[1:]))
+
+
+@triton_only
+def test_gradients_of_a_gates_inputs_one_by_one(place: Place) -> None:
+    everything = inputs("narrow", True, torch.float64, place.device)
+    for wanted in range(len(everything)):
+        found = []
+        for of in (ran_kernels.norm_relu_conv, composed):
+            leaves = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(everything)]
+            outs = place.run(node(of, "narrow", training=True, gate=True), *leaves)
+            total = outs[1].sin().sum()
+            found.append(place.run(torch.autograd.grad, total, leaves[wanted]))
+        torch.testing.assert_close(*found)
 
 
 @triton_only
@@ -282,7 +349,8 @@ def test_compiled_in_one_graph(place: Place) -> None:
 
 @triton_only
 @pytest.mark.parametrize("case", ["empty", "contiguous", "addend of another dtype", "exported"])
-def test_pytorchs_way(place: Place, case: str) -> None:
+@pytest.mark.parametrize("gate", [None, True])
+def test_pytorchs_way(place: Place, case: str, gate: bool | None) -> None:
     """What the kernels are not for is made of the other operators, with the same results."""
     given = inputs("narrow", True, torch.float64, place.device)
     if case == "empty":
@@ -291,17 +359,18 @@ def test_pytorchs_way(place: Place, case: str) -> None:
         given[0] = given[0].contiguous()
     elif case == "addend of another dtype":
         given[-1] = given[-1].float()
-    call = node(ran_kernels.norm_relu_conv, "narrow", training=case != "empty")
+    call = node(ran_kernels.norm_relu_conv, "narrow", training=case != "empty", gate=gate)
     if case == "exported":
 
         class Head(torch.nn.Module):
             def forward(self, *tensors: Tensor) -> Any:
-                return node(ran_kernels.norm_relu_conv, "narrow", training=True)(*tensors)
+                of = ran_kernels.norm_relu_conv
+                return node(of, "narrow", training=True, gate=gate)(*tensors)
 
         program = place.run(torch.export.export, Head(), tuple(given))
         torch.testing.assert_close(program.module()(*given), call(*given))
         return
-    want = gradients(node(composed, "narrow", training=case != "empty"), given)
+    want = gradients(node(composed, "narrow", training=case != "empty", gate=gate), given)
     got = place.run(gradients, call, given)
     torch.testing.assert_close(got, want)
 
@@ -324,6 +393,7 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 A = last(torch.zeros(2, 3, 4, 4))
 W = torch.zeros(5, 3, 1, 1)
+Y = torch.zeros(2, 5, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +413,10 @@ W = torch.zeros(5, 3, 1, 1)
          r"addend: expected one convolution beside it, got 2"),
         ({"addend": torch.zeros(2, 5, 4, 4, device="meta")}, ValueError,
          r"addend: expected device cpu as x, got meta"),
+        ({"trunk": A}, ValueError,
+         r"trunk: expected shape \(2, 5, 4, 4\) as the convolution's result, got \(2, 3, 4, 4\)"),
+        ({"trunk": Y, "addend": Y}, ValueError,
+         r"trunk: expected None beside addend, got \(2, 5, 4, 4\)"),
         ({"convs": Convolution(W)}, TypeError,
          r"convs: expected a list of Convolution, got Convolution"),
         ({"statistics": (torch.zeros(2), torch.zeros(3))}, ValueError,
@@ -353,7 +427,8 @@ W = torch.zeros(5, 3, 1, 1)
          r"statistics: expected a pair of tensors, .* got \(Tensor, NoneType\)"),
     ],
     ids=[
-        *("dimensions", "none", "kernel", "strides", "bias", "addend", "two", "device", "one"),
+        *("dimensions", "none", "kernel", "strides", "bias", "addend", "two", "device"),
+        *("trunk", "both", "one"),
         *("statistics", "no pair", "half"),
     ],
 )  # fmt: skip

@@ -15,8 +15,20 @@ from .cbam_cases import features
 from .harness import DTYPES, LAYOUTS, Place, relative_error, triton_only
 from .norm_cases import affine
 
-PARTS = ("norm_relu_conv", "norm_relu_conv_reduce", "norm_relu_conv_grad", "norm_relu_conv_weight")
+PARTS = (
+    *("norm_relu_conv", "norm_relu_conv_reduce", "norm_relu_conv_grad", "norm_relu_conv_weight"),
+    "norm_relu_conv_gate_grad",
+)
+#: Those that there are of a norm alone.
+OF_NORMS = ("norm_relu_conv_reduce", "norm_relu_conv_gate_grad")
 EPS = 1e-5
+
+
+#: What parts are given: everything, little, and a gate in place of the addend.
+GATED: tuple[dict[str, bool], ...] = (
+    *({}, {"few": True}),
+    *({"gated": True, "residual": residual} for residual in (True, False)),
+)
 
 
 class Shape:
@@ -49,9 +61,16 @@ def last(t: Tensor) -> Tensor:
 
 
 def arguments(
-    name: str, shape: Shape, dtype: torch.dtype, device: str, *, few: bool = False
+    name: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    few: bool = False,
+    gated: bool = False,
+    residual: bool = True,
 ) -> tuple[Any, ...]:
-    """Of the part `name`; `few` leaves out what may be None."""
+    """Of the part `name`; `few` leaves out what may be None, `gated` has a trunk and no addend."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = last(2 * features(shape.x, dtype, device) + 1)
     norm: list[Any] = [None] * 4
@@ -63,7 +82,11 @@ def arguments(
     addend = None if few else last(features(shape.y, dtype, device, seed=5))
     grad = last(features(shape.y, dtype, device, seed=6))
     if name == "norm_relu_conv":
-        return (x, *norm, conv, addend, shape.stride, EPS, not few)
+        beside = (None, addend) if gated else (addend, None)
+        return (x, *norm, conv, *beside, shape.stride, residual, EPS, not few)
+    if name == "norm_relu_conv_gate_grad":
+        trunk = last(features(shape.y, dtype, device, seed=8))
+        return (grad, x, *norm, conv, trunk, shape.stride, residual, EPS)
     if name == "norm_relu_conv_reduce":
         return (grad, x, *norm, conv, shape.stride, EPS, not few)
     if name == "norm_relu_conv_weight":
@@ -88,7 +111,7 @@ def listed(result: Any) -> list[Tensor]:
 
 
 def has_part(shape: Shape, name: str) -> bool:
-    return shape.norm or name != "norm_relu_conv_reduce"
+    return shape.norm or name not in OF_NORMS
 
 
 def doubled(values: tuple[Any, ...]) -> list[Any]:
@@ -102,8 +125,10 @@ def test_parts(place: Place, name: str, shape: Shape) -> None:
     if not has_part(shape, name):
         pytest.skip("no norm to reduce for")
     for dtype in DTYPES if shape is SMALL else (torch.float64,):
-        for few in (False, True):
-            given = arguments(name, shape, dtype, place.device, few=few)
+        for options in GATED:
+            if options.get("gated") and name not in ("norm_relu_conv", "norm_relu_conv_gate_grad"):
+                continue  # the same once more
+            given = arguments(name, shape, dtype, place.device, **options)
             got = listed(overload(name)(*given))
             eager = listed(getattr(reference, name)(*given))
             exact = listed(getattr(reference, name)(*doubled(given)))
@@ -142,13 +167,27 @@ def test_opcheck(place: Place, name: str) -> None:
 
 
 @triton_only
+def test_what_begins_anywhere_is_copied_to_where_packs_begin(place: Place) -> None:
+    """Tiles have registers for loads of packs."""
+    kernels = importlib.import_module("ran_kernels.triton.norm_relu_conv")
+    flat = torch.zeros(2 * 8 * 3 * 3 + 1, dtype=torch.float16, device=place.device)
+    odd = flat[1:].view(2, 3, 3, 8).permute(0, 3, 1, 2)
+    assert odd.data_ptr() % 16
+    for t, of in ((odd, kernels._last), (odd[0, :, 0], kernels._matrix)):
+        got = of(t)
+        assert got.data_ptr() % 16 == 0
+        assert torch.equal(got, t)
+        assert of(got) is got
+
+
+@triton_only
 @pytest.mark.parametrize("mean", [0.0, 3e4])
 def test_statistics_are_those_of_deviations(place: Place, mean: float) -> None:
     """A mean far from 0 costs no digits."""
     x = last(features((2, 3, 9, 8), torch.float32, place.device))
     conv = torch.eye(3, device=place.device)
     addend = torch.full_like(x, mean)
-    y, *found = overload("norm_relu_conv")(x, *[None] * 4, conv, addend, 1, EPS, True)
+    y, *found = overload("norm_relu_conv")(x, *[None] * 4, conv, addend, None, 1, True, EPS, True)
     variance, center = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     torch.testing.assert_close(found, [center.float(), variance.float()], rtol=1e-6, atol=1e-6)
 

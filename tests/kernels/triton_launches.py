@@ -167,6 +167,7 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
     results = sums("sum_grad", "sum_grad_xhat")
     finish = {"columns": 256, "BLOCK": norm_relu_conv.FINISH_COLUMNS}
     forward = data("x", "conv", "y") | {"conv_bias": None, "trunk": None, "RESIDUAL": False}
+    forward |= {"grad": None, "grad_trunk": None}
     back = data("grad", "x", "conv") | sums("parts") | channels | vanishes
     found = {
         "norm_relu_conv_kernels.norm_relu_conv_kernel": [
@@ -177,6 +178,11 @@ def norm_relu_conv_launches(dtype: torch.dtype) -> dict[str, list[dict[str, Any]
             {**forward, **none, "addend": None, **dict.fromkeys(parts), "MEASURE": False}
             | data("conv_bias", "trunk")
             | {"RESIDUAL": True, **product("conv_gate", 256, 256, 56, images=2)},
+            {**forward, **channels, "addend": None, **parts, "MEASURE": True, "trunk": DATA}
+            | {"RESIDUAL": True, **product("gate", 256, 256, 56, images=2)},
+            {**forward, **channels, "addend": None, **dict.fromkeys(parts), "MEASURE": False}
+            | {**data("trunk", "grad", "grad_trunk"), "RESIDUAL": True}
+            | product("gate_grad", 256, 256, 56, images=4),
         ],
         "norm_relu_conv_kernels.norm_relu_conv_reduce_kernel": [
             {**back, "masked": DATA} | product("reduce", 256, 1024, 14, images=2, numbers=4),

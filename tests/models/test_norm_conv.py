@@ -3,16 +3,17 @@
 import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 import ran
 import ran_kernels
 from ran.models import modes
-from ran.models.attention import MaskHead
+from ran.models.attention import AttentionModule, MaskHead
 from ran.models.cbam_resnet import CbamBottleneck
 from ran.models.modes import set_norm_conv
 from ran.models.units import PreActUnit, ResNeXtUnit
@@ -52,6 +53,9 @@ UNITS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "two preact": (lambda: nn.Sequential(PreActUnit(8, 8), PreActUnit(8, 8)), 4),
     "resnext": (lambda: ResNeXtUnit(8, 64), 3),
     "mask": (_Mask, 4),
+    "attention": (lambda: AttentionModule(8, 1), 14),
+    "attention, naive": (lambda: AttentionModule(8, 0, p=0, t=1, residual=False), 8),
+    "attention, of channels": (lambda: AttentionModule(8, 0, p=0, t=1, activation="channel"), 8),
     "cbam": (lambda: _bottleneck(8, 2), 2),
     "cbam, halved": (lambda: _bottleneck(8, 2, 2), 3),
 }
@@ -68,9 +72,9 @@ def _made(name: str, norm_conv: bool) -> nn.Module:
     return unit
 
 
-def _image() -> Tensor:
+def _image(samples: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 8, 3, 4, generator=generator, dtype=torch.float64)
+    x = torch.randn(samples, 8, 3, 4, generator=generator, dtype=torch.float64)
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
@@ -121,6 +125,91 @@ def test_compiled_in_one_graph() -> None:
         out = compiled(x)
         grads = torch.autograd.grad(out.sin().sum(), [x, *unit.parameters()])
     torch.testing.assert_close([out.detach(), *grads, *unit.buffers()], want)
+
+
+#: Samples that the first of two processes has, of 5.
+SHARE = 3
+#: Those that both train, and of them with norms that can be synchronised on a CPU.
+REPLICATED = ("preact, halved", "attention, naive", "resnext", "cbam, halved")
+SYNCHRONISED = REPLICATED[:3]
+
+
+def _mean_of_both(model: nn.Module) -> None:
+    """What DDP does with gradients, which refuses SyncBatchNorm on a CPU."""
+    for grad in (parameter.grad for parameter in model.parameters()):
+        assert grad is not None
+        distributed.all_reduce(grad)
+        grad /= 2
+
+
+def _steps(
+    model: nn.Module, x: Tensor, scale: float, share: Callable[[nn.Module], None] = lambda _: None
+) -> list[list[Tensor]]:
+    """Result, gradients of x and of the parameters, and statistics, of two steps each; `share`
+    changes the parameters' gradients."""
+    found = []
+    for _ in range(2):
+        x = x.detach().requires_grad_()
+        model.zero_grad()
+        out = model(x)
+        (scale * out.sin().sum()).backward()
+        share(model)
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        assert len(parameters) == len([*model.parameters()])
+        grads = [x.grad / scale, *(p.grad.clone() for p in parameters)]  # type: ignore[operator, union-attr]
+        found += [[out.detach(), *grads, *(b.clone() for b in model.buffers())]]
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.sub_(0.1 * parameter.grad)  # type: ignore[operator]
+    return found
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = distributed.FileStore(f"{folder}/store", 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    found: dict[Any, Any] = {}
+    x = _image(5)
+    share = x[:SHARE] if rank == 0 else x[SHARE:]
+    for name in REPLICATED:
+        with Calls() as calls, ran_kernels.backend("triton"):
+            ours = nn.parallel.DistributedDataParallel(_made(name, True))
+            found[name, "ours"] = _steps(ours, share, 1.0)
+        assert calls.counts["ran::norm_relu_conv"] == 2 * UNITS[name][1]
+        with ran_kernels.backend("reference"):
+            plain = nn.parallel.DistributedDataParallel(_made(name, False))
+            found[name, "plain"] = _steps(plain, share, 1.0)
+        if name in SYNCHRONISED:
+            unit = nn.SyncBatchNorm.convert_sync_batchnorm(_made(name, True))
+            with Calls() as calls, ran_kernels.backend("triton"):
+                found[name, "synchronised"] = _steps(unit, share, 1.0, _mean_of_both)
+            assert calls.counts["ran::norm_relu_conv"] == 2 * UNITS[name][1]
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@needs_interpreter
+def test_replicated_as_without_and_synchronised_as_one_process(tmp_path: Path) -> None:
+    multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
+    for name in REPLICATED:
+        for found in (first, second):
+            torch.testing.assert_close(found[name, "ours"], found[name, "plain"], **close)
+        parameters = len([*_made(name, False).parameters()])
+        for one, other in zip(first[name, "ours"], second[name, "ours"], strict=True):
+            assert all(map(torch.equal, one[2 : 2 + parameters], other[2 : 2 + parameters]))
+    for name in SYNCHRONISED:
+        with ran_kernels.backend("reference"):
+            # DDP gives the mean of both processes' gradients.
+            whole = _steps(_made(name, False), _image(5), 0.5)
+        steps = zip(first[name, "synchronised"], second[name, "synchronised"], strict=True)
+        merged = [[*map(torch.cat, zip(a[:2], b[:2], strict=True)), *a[2:]] for a, b in steps]
+        torch.testing.assert_close(merged, whole, **close)
+        for one, other in zip(
+            first[name, "synchronised"], second[name, "synchronised"], strict=True
+        ):
+            assert all(map(torch.equal, one[2:], other[2:]))
 
 
 def test_the_option_and_what_is_recorded() -> None:
