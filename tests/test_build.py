@@ -59,7 +59,7 @@ def test_the_libraries_need_no_python() -> None:
     core, schemas = extension.path, extension.library_path()
     assert core is not None
     for library in (core, schemas):
-        command = ["nm", "--dynamic", "--undefined-only", library]
+        command = ["nm", "--dynamic", "--undefined-only", str(library)]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "aoti_torch_library_init" in run.stdout  # of the stable ABI
         assert not re.findall(r" _?Py\w+| .*pybind11.*", run.stdout)
