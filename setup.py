@@ -1,9 +1,14 @@
-"""Builds ran_kernels._C, the compiled operators, against PyTorch's stable ABI.
+"""Builds the compiled operators against PyTorch's stable ABI, into the folder of ran_kernels:
+
+  libran_kernels.so  the kernels and the tensor side, without Python
+  libran_schemas.so  the operators' schemas, for processes that have no ran_kernels
+  _C                 the build report as a Python module
 
 Environment variables:
   RAN_NO_EXTENSION=1    build nothing: Triton and the reference alone
   RAN_CUDA=1            a missing or unfit CUDA toolkit is an error
   RAN_CUDA=0            leave the CUDA kernels out
+  RAN_PORTABLE_WHEEL=1  no _C, which is tied to one version of Python: one wheel for all of them
   CUDA_HOME             the toolkit, where it is not found by itself
   TORCH_CUDA_ARCH_LIST  GPUs to build for (default "8.0;9.0;10.0+PTX;12.0", as far as the toolkit
                         knows them)
@@ -21,9 +26,12 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = (2, 11)
+LIBRARY = "csrc/library"
+CORE, SCHEMAS = "ran_kernels.libran_kernels", "ran_kernels.libran_schemas"
 # GPUs to build for, oldest first: each runs on the later ones of its own major version, too.
 ARCHES = ("8.0", "9.0", "10.0", "12.0")
 # PTX of the last of these that the toolkit knows serves what comes later. Not 12.0: its PTX would
@@ -172,7 +180,7 @@ def kernel_resources(objects, cuda_home):
 
 
 def compiled_extension():
-    """setup() arguments that build ran_kernels._C."""
+    """setup() arguments that build the libraries and ran_kernels._C."""
     try:
         import torch
     except ImportError as error:
@@ -180,8 +188,6 @@ def compiled_extension():
             f"ran-attention: building the extension needs torch >= 2.11 ({error}); "
             "install torch first, or set RAN_NO_EXTENSION=1"
         )
-    import pybind11
-
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_TARGET:
         sys.exit(f"ran-attention: expected torch >= 2.11, got {torch.__version__}")
     cuda_home, cuda_version, why = choose_cuda(torch)
@@ -195,8 +201,9 @@ def compiled_extension():
     cxx = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
     cxx += ["-Wall", "-Wno-psabi"]
     macros = [("TORCH_TARGET_VERSION", f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000")]
-    sources = ["csrc/module.cpp", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
-    sources += [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*.cpp") if p.stem != "module"]
+    sources = [f"{LIBRARY}/core.cpp"]
+    for pattern in ("csrc/*.cpp", "csrc/cpu/*.cpp"):
+        sources += [str(p.relative_to(ROOT)) for p in ROOT.glob(pattern)]
     nvcc = []
     if cuda_home:
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
@@ -212,6 +219,7 @@ def compiled_extension():
         say(f"CUDA kernels {why}")
         targets = []
         extension = cpp_extension.CppExtension
+    portable = bool(switch("RAN_PORTABLE_WHEEL"))
 
     info = {
         "compiler": compiler_version(cpp_extension.get_cxx_compiler()),
@@ -225,7 +233,7 @@ def compiled_extension():
     }
 
     class BuildKernels(cpp_extension.BuildExtension):
-        """Compiles CUDA first, so that the module can report each kernel's resources."""
+        """Compiles CUDA first, so that the library can report each kernel's resources."""
 
         def finalize_options(self):
             super().finalize_options()
@@ -235,7 +243,22 @@ def compiled_extension():
                 tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
                 self.build_temp = str(Path("build", f"temp.{tag}"))
 
+        def get_ext_filename(self, ext_name):
+            # A library is not named after one version of Python.
+            *folders, name = ext_name.split(".")
+            if name.startswith("lib"):
+                return str(Path(*folders, f"{name}.so"))
+            return super().get_ext_filename(ext_name)
+
         def build_extension(self, ext):
+            if ext.name == CORE:
+                self.prepare_core(ext)
+            else:
+                built = str(Path(self.get_ext_fullpath(CORE)).parent)
+                ext.library_dirs = [built, *ext.library_dirs]
+            super().build_extension(ext)
+
+        def prepare_core(self, ext):
             cuda = [s for s in ext.sources if s.endswith(".cu")]
             objects = []
             if cuda:
@@ -253,19 +276,49 @@ def compiled_extension():
             kernels = kernel_resources(objects, cuda_home) if objects else {}
             write_header(Path(self.build_temp), {**info, "kernels": kernels})
             ext.include_dirs = [*ext.include_dirs, str(Path(self.build_temp).resolve())]
-            super().build_extension(ext)
 
-    module = extension(
-        "ran_kernels._C",
+    def linked_to_core(name, source, *libraries, include_dirs=()):
+        """What is made of one source beside the core, and finds it there."""
+        module = cpp_extension.CppExtension(
+            name,
+            [f"{LIBRARY}/{source}"],
+            include_dirs=[*include_dirs],
+            define_macros=macros[:1],
+            extra_compile_args={"cxx": cxx},
+            extra_link_args=["-Wl,-rpath,$ORIGIN"],
+            depends=[f"{LIBRARY}/core.h"],
+        )
+        module.libraries = ["ran_kernels", *libraries]
+        return module
+
+    core = extension(
+        CORE,
         sorted(sources),
-        include_dirs=[pybind11.get_include()],
         define_macros=macros,
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+        # By this name the others know it, and a process that has it loads it once.
+        extra_link_args=["-Wl,-soname,libran_kernels.so"],
         depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*h")],
     )
     # Only the libraries of the stable ABI: libtorch's other interfaces change with its version.
-    module.libraries = ["torch_cpu", *(["torch_cuda", "cudart"] if cuda_home else [])]
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildKernels}}
+    core.libraries = ["torch_cpu", *(["torch_cuda", "cudart"] if cuda_home else [])]
+    modules = [core, linked_to_core(SCHEMAS, "schemas.cpp", "torch_cpu")]
+    commands = {"build_ext": BuildKernels}
+    if portable:
+        commands["bdist_wheel"] = PortableWheel
+    else:
+        import pybind11
+
+        folders = [pybind11.get_include()]
+        modules.append(linked_to_core("ran_kernels._C", "module.cpp", include_dirs=folders))
+    return {"ext_modules": modules, "cmdclass": commands}
+
+
+class PortableWheel(bdist_wheel):
+    """A wheel of libraries alone, which no version of Python is part of."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
 
 
 def compiler_version(compiler):

@@ -18,6 +18,7 @@ from .batch_norm_conv import Convolution, add_batch_norm_relu_conv2d, batch_norm
 from .cbam_gate import cbam_gate
 from .channel_pool import channel_pool
 from .conv_gate import conv_gate
+from .extension import library_path
 from .fuse import FuseReport, fuse, unfuse
 from .norm_relu_conv import Measured, conv_statistics, norm_relu_conv
 from .spatial_pool import spatial_pool
@@ -46,6 +47,7 @@ __all__ = [
     "conv_gate",
     "conv_statistics",
     "fuse",
+    "library_path",
     "nn",
     "norm_relu_conv",
     "spatial_pool",

@@ -42,10 +42,10 @@ def _versions() -> Iterator[str]:
 
 def _build() -> Iterator[str]:
     yield "extension"
-    if extension.module is None:
+    if extension.path is None:
         yield f"  {extension.why_not}"
         return
-    yield f"  {'path':<16}{extension.module.__file__}"
+    yield f"  {'path':<16}{extension.path}"
     if extension.foreign:
         yield f"  {'':<16}{extension.foreign}"
     info = extension.build_info()

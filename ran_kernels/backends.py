@@ -42,7 +42,7 @@ class BackendError(RuntimeError):
 def _native(op: str, *tensors: Tensor) -> str | None:
     if op in library.TRITON_ALONE:
         return f"{op} has no native kernel"
-    if extension.module is None:
+    if extension.path is None:
         return extension.why_not
     device = tensors[0].device
     if device.type == "cpu":

@@ -3,7 +3,8 @@
 Every operator ``NAME`` has two overloads with one schema: ``torch.ops.ran.NAME.default``, which
 the compiled extension implements for CPU and CUDA, and ``torch.ops.ran.NAME.triton``; those of
 `TRITON_ALONE` have the second only. The schemas stand in Python and not in C++ because the Triton
-overloads need them where no extension was built.
+overloads need them where no extension was built; csrc/library/schemas.cpp has the first overload's
+once more, for processes without this package.
 """
 
 import functools
@@ -14,13 +15,21 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from . import extension
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+extension.take_schemas()
+for _name in [*torch.ops.ran]:  # what Python looked up before has no tags of ours
+    delattr(torch.ops.ran, _name)
 
 LIBRARY = torch.library.Library("ran", "DEF")
 #: The operators people call, in the order of their definition; derivatives are not among them.
 OPERATORS: list[str] = []
-#: Those that the compiled extension has no kernels for.
+#: Those that the compiled extension has kernels for, derivatives too.
+NATIVE: list[str] = []
+#: Those that it has none for.
 TRITON_ALONE: set[str] = set()
 #: Of every operator. They take any strides, each tensor its own, and a fake gives the result's from
 #: those: Inductor need not copy what it lays out in another way than was traced.
@@ -65,7 +74,9 @@ def define(
     """
     if backward is not None or inference:
         OPERATORS.append(name)
-    if not native:
+    if native:
+        NATIVE.append(name)
+    else:
         TRITON_ALONE.add(name)
     suffixes = {"native": "", "triton": "triton"} if native else {"triton": "triton"}
     for backend, suffix in suffixes.items():

@@ -30,8 +30,8 @@ def copy_of_the_sources(folder: Path) -> None:
 
 
 def test_the_extension_is_there_and_reports_its_build() -> None:
-    assert extension.module is not None, extension.why_not
-    info = extension.module.build_info()
+    assert extension.path is not None, extension.why_not
+    info = extension.build_info()
     assert info["torch_target"] == "2.11"
     assert re.search(r"\d+\.\d+", info["compiler"])
     assert info["cuda_reason"]
@@ -46,6 +46,34 @@ def test_cuda_is_built_wherever_torch_and_a_toolkit_allow() -> None:
         assert os.environ.get("RAN_CUDA") == "0" or "toolkit" in info["cuda_reason"]
     else:
         assert info["gpu_targets"]
+
+
+def needed(library: Path) -> set[str]:
+    """The libraries that one names."""
+    run = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True)
+    return set(re.findall(r"\(NEEDED\).*\[(.+)\]", run.stdout))
+
+
+@pytest.mark.skipif(not shutil.which("readelf"), reason="binutils are not installed")
+def test_the_libraries_need_no_python() -> None:
+    core, schemas = extension.path, extension.library_path()
+    assert core is not None
+    for library in (core, schemas):
+        command = ["nm", "--dynamic", "--undefined-only", str(library)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "aoti_torch_library_init" in run.stdout  # of the stable ABI
+        assert not re.findall(r" _?Py\w+| .*pybind11.*", run.stdout)
+    torch_and_cuda = {name for name in needed(core) if re.match("libtorch|libc10|libcud", name)}
+    cuda = {"libtorch_cuda.so", "libcudart.so"} if extension.has_cuda() else set()
+    assert {name.partition(".so")[0] + ".so" for name in torch_and_cuda} == {
+        "libtorch_cpu.so"
+    } | cuda
+    assert "libran_kernels.so" in needed(schemas)
+
+
+def test_the_module_reports_the_same_build() -> None:
+    module = pytest.importorskip("ran_kernels._C", reason="a portable wheel has no module")
+    assert module.build_info() == extension.build_info()
 
 
 @needs_cuda_build
@@ -77,8 +105,7 @@ def test_the_binary_holds_code_for_the_targets() -> None:
     assert spec is not None
     assert spec.origin is not None
     cuobjdump = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    assert extension.module is not None
-    library = str(extension.module.__file__)
+    library = str(extension.path)
     run = subprocess.run(
         [cuobjdump, "-lelf", "-lptx", library], capture_output=True, text=True, check=True
     )
@@ -94,7 +121,8 @@ def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProce
     if int(importlib.metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("setuptools before 77 knows another form of the licence's field")
     names = (
-        *("RAN_CUDA", "RAN_NO_EXTENSION", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS"),
+        *("RAN_CUDA", "RAN_NO_EXTENSION", "RAN_PORTABLE_WHEEL"),
+        *("CUDA_HOME", "CUDA_PATH", "MAX_JOBS"),
         "TORCH_CUDA_ARCH_LIST",
     )
     inherited = {k: v for k, v in os.environ.items() if k not in names}
@@ -112,13 +140,22 @@ def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProce
     ("environment", "code", "said"),
     [
         ({"RAN_CUDA": "yes"}, 1, "RAN_CUDA: expected 0 or 1, got 'yes'"),
+        ({"RAN_PORTABLE_WHEEL": "2"}, 1, "RAN_PORTABLE_WHEEL: expected 0 or 1, got '2'"),
         ({"RAN_CUDA": "0"}, 0, "CUDA kernels left out: RAN_CUDA=0"),
         ({"RAN_CUDA": "1", "CUDA_HOME": "/nonexistent"}, 1, "RAN_CUDA=1 asks for CUDA kernels: "),
         ({"CUDA_HOME": "/nonexistent"}, 0, "CUDA kernels left out: "),
         ({"CUDA_PATH": "/nonexistent"}, 0, "CUDA kernels left out: "),
         ({"RAN_NO_EXTENSION": "1"}, 0, "no compiled extension: RAN_NO_EXTENSION=1"),
     ],
-    ids=["not-a-switch", "without", "required", "no-toolkit", "no-toolkit-path", "no-extension"],
+    ids=[
+        "not-a-switch",
+        "no-wheel",
+        "without",
+        "required",
+        "no-toolkit",
+        "no-toolkit-path",
+        "no-extension",
+    ],
 )
 def test_setup_says_what_it_builds_and_why(
     environment: dict[str, str], code: int, said: str
@@ -193,23 +230,28 @@ def test_a_wrapper_on_the_path_does_not_mislead_it(wrapper_on_the_path: Path) ->
     assert (home / "include" / "cuda_runtime.h").is_file()
 
 
-def test_an_extension_of_another_checkout_is_named(tmp_path: Path) -> None:
-    # The sources of one checkout, with the compiled file of another, as an editable installation
-    # of the other leaves it to find.
+#: As an editable installation of another checkout leaves its module to find.
+EDITABLE = """
+import sys, importlib.util as u
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == 'ran_kernels._C':
+            return u.spec_from_file_location(name, {module!r})
+sys.meta_path.insert(0, Finder)
+"""
+#: As a program does that ran a compiled package before.
+LOADED = "import torch; torch.ops.load_library({library!r})\n"
+
+
+@pytest.mark.parametrize("before", [EDITABLE, LOADED], ids=["editable", "loaded"])
+def test_an_extension_of_another_checkout_is_named(before: str, tmp_path: Path) -> None:
+    # The sources of one checkout, with the compiled files of another.
     package = tmp_path / "ran_kernels"
     copy_of_the_sources(package)
-    assert extension.module is not None
-    compiled = str(extension.module.__file__)
-    program = (
-        "import sys, importlib.machinery as m, importlib.util as u\n"
-        "class Finder:\n"
-        "    def find_spec(name, path=None, target=None):\n"
-        f"        at = {compiled!r}\n"
-        "        if name == 'ran_kernels._C':\n"
-        "            return u.spec_from_file_location(name, at)\n"
-        "sys.meta_path.insert(0, Finder)\n"
-        "from ran_kernels.__main__ import main; main()"
-    )
+    compiled = extension.path
+    assert compiled is not None
+    names = {"module": str(compiled.with_name("_C.so")), "library": str(extension.library_path())}
+    program = f"{before.format(**names)}from ran_kernels.__main__ import main; main()"
     run = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
@@ -220,16 +262,15 @@ def test_an_extension_of_another_checkout_is_named(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     said = f"expected it in {package}: this one is of another checkout or build"
-    assert re.search(rf"path +{re.escape(compiled)}\n +{re.escape(said)}", run.stdout)
+    assert re.search(rf"path +{re.escape(str(compiled))}\n +{re.escape(said)}", run.stdout)
     assert said in run.stderr
 
 
 def test_the_report_says_where_the_extension_is() -> None:
     from ran_kernels.__main__ import report
 
-    assert extension.module is not None
     lines = list(report())
-    assert f"  {'path':<16}{extension.module.__file__}" in lines
+    assert f"  {'path':<16}{extension.path}" in lines
     assert not any("another checkout" in line for line in lines)
 
 

@@ -21,10 +21,18 @@ def export(
     ] = None,
     overwrite: Overwrite = False,
     deploy: Deploy = True,
+    aoti: Annotated[
+        bool,
+        typer.Option(
+            "--aoti",
+            help="Compile the .pt2 with AOTInductor, for aoti_load_package, with our kernels.",
+        ),
+    ] = False,
 ) -> None:
     """Write a network for ONNX Runtime (.onnx) or for torch.export.load (.pt2).
 
-    The file needs nothing of this package. It is checked against the network on real images.
+    The file needs nothing of this package, but the library of its kernels with --aoti. It is
+    checked against the network on real images.
 
     Example: ran export runs/demo -o digits.onnx
     """
@@ -39,6 +47,7 @@ def export(
             image_size=size,
             overwrite=overwrite,
             deploy=deploy,
+            aoti=aoti,
         )
     batches = " and ".join(map(str, report.batches))
     typer.echo(
@@ -46,3 +55,5 @@ def export(
         f"of {batches} images: logits off by {report.error:.1e} of their norm from exact ones, the "
         f"network's own by {report.network_error:.1e}."
     )
+    if report.library is not None:
+        typer.echo(f"A process loads {report.library} before it: torch.ops.load_library or dlopen.")

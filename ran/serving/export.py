@@ -1,4 +1,4 @@
-"""Networks for other programs, as ONNX or as a program of torch.export: ``ran export``."""
+"""Networks for other programs, as ONNX, a program of torch.export or compiled: ``ran export``."""
 
 import importlib.util
 import io
@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..files import replacing, require_path, require_writable
 from ..weights.inference import load_images
 from ..weights.network_card import NetworkCard, load_network
+from .aoti import require_native, write_package
 from .deploy import deploy as make_deployed
 
 #: What each suffix needs beside torch.
@@ -53,6 +54,8 @@ class ExportReport:
             the greatest over the batches.
         network_error: the same of the network's own in float32.
         operators: of the written graph, without repetition.
+        library: what a process must load before the file, ``ran_kernels.library_path()``; None
+            where the file needs nothing of this package.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class ExportReport:
     error: float
     network_error: float
     operators: tuple[str, ...]
+    library: Path | None = None
 
 
 def export(
@@ -70,13 +74,15 @@ def export(
     image_size: int | None = None,
     overwrite: bool = False,
     deploy: bool = True,
+    aoti: bool = False,
 ) -> ExportReport:
-    """Writes a network as a file that needs neither this package nor its kernels.
+    """Writes a network as a file that needs neither this package nor, but for `aoti`, its kernels.
 
     The file takes normalised images (N, C, image_size, image_size) float32, for any N, and gives
-    logits (N, classes). It holds the network's card as JSON: a metadata property of ONNX, an extra
-    file of .pt2. After it is written it is read again and compared with the network on real images
-    in batches of one and of several; only if they agree does it get its name.
+    logits (N, classes). It holds the network's card as JSON: a metadata property of ONNX and of a
+    compiled package, an extra file of .pt2. After it is written it is read again and compared with
+    the network on real images in batches of one and of several; only if they agree does it get its
+    name.
 
     Args:
         checkpoint: as for ``ran.weights.network_card.load_network``.
@@ -87,6 +93,9 @@ def export(
         overwrite: replace ``output`` if it is there.
         deploy: write what ``ran.deploy`` makes of the network, whose normalisations are part of its
             convolutions, and not the network layer by layer.
+        aoti: compile it with AOTInductor, for `torch._inductor.aoti_load_package` and C++'s
+            ``AOTIModelPackageLoader`` on processors of this machine's kind. Its kernels are this
+            package's, from a library without Python; see ``ran_kernels.library_path``.
 
     Raises:
         UserError: an argument is wrong, a package is missing, a file is unreadable, ``output``
@@ -97,6 +106,8 @@ def export(
     suffix = output.suffix.lower()
     if suffix not in NEEDS:
         raise UserError(f"{output}: expected a name that ends in .onnx or .pt2")
+    if aoti and suffix != ".pt2":
+        raise UserError(f"{output}: expected a name that ends in .pt2 for a compiled package")
     require_writable(output, overwrite=overwrite)
     missing = [name for name in NEEDS[suffix] if importlib.util.find_spec(name) is None]
     if missing:
@@ -109,9 +120,14 @@ def export(
     card = _resized(network, card, image_size)
     batch = _real_images(card, [images] if isinstance(images, str | Path) else images)
     wanted, own = _exact_logits(network, batch)
-    program = _trace(make_deployed(network) if deploy else network, batch)
-    operators = _plain_operators(program)
-    write = _write_onnx if suffix == ".onnx" else _write_pt2
+    program = _trace(make_deployed(network) if deploy else network, batch, kernels=aoti)
+    operators = _operators(program)
+    library = None
+    if not aoti:
+        _require_plain(operators)
+    elif require_native(operators):
+        library = ran_kernels.library_path()
+    write = _write_onnx if suffix == ".onnx" else _write_aoti if aoti else _write_pt2
     try:
         with replacing(output) as partial, torch.no_grad():
             loaded = write(program, partial, card)
@@ -129,7 +145,7 @@ def export(
     except (OSError, RuntimeError) as error:  # of torch's writers when the disk is full, too
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{output}: cannot write the file: {reason}") from error
-    return ExportReport(output, CHECKED_BATCHES, off, own, operators)
+    return ExportReport(output, CHECKED_BATCHES, off, own, operators, library)
 
 
 def _resized(network: nn.Module, card: NetworkCard, image_size: int | None) -> NetworkCard:
@@ -165,9 +181,11 @@ def _photographs(preprocessing: Preprocessing) -> Tensor:
     return torch.cat([preprocessing.resize(part) for part in [photos, *halves]])
 
 
-def _trace(network: nn.Module, batch: Tensor) -> torch.export.ExportedProgram:
+def _trace(
+    network: nn.Module, batch: Tensor, *, kernels: bool = False
+) -> torch.export.ExportedProgram:
     # The reference is plain PyTorch: the traced graph has no operator of this package.
-    with ran_kernels.backend("reference"), torch.no_grad():
+    with ran_kernels.backend("auto" if kernels else "reference"), torch.no_grad():
         return torch.export.export(
             network,
             (batch[:_TRACED_BATCH],),
@@ -175,13 +193,14 @@ def _trace(network: nn.Module, batch: Tensor) -> torch.export.ExportedProgram:
         )
 
 
-def _plain_operators(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+def _operators(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    names = sorted({str(target) for target in targets})
-    foreign = [name for name in names if name.startswith("ran.")]
-    if foreign:
+    return tuple(sorted({str(target) for target in targets}))
+
+
+def _require_plain(names: tuple[str, ...]) -> None:
+    if foreign := [name for name in names if name.startswith("ran.")]:
         raise UserError(f"expected PyTorch's own operators in the graph, found {foreign[0]}")
-    return tuple(names)
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path, card: NetworkCard) -> Program:
@@ -194,6 +213,11 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path, card: NetworkC
         with path.open("rb") as file:
             module = torch.export.load(file).module()
     return lambda x: module(x)
+
+
+def _write_aoti(program: torch.export.ExportedProgram, path: Path, card: NetworkCard) -> Program:
+    with _quiet():
+        return write_package(program, path, {CARD_KEY: json.dumps(card.to_json())})
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, card: NetworkCard) -> Program:

@@ -41,20 +41,9 @@ _KEPT: list[Any] = []
 def operators() -> tuple[str, ...]:
     """The operators that the compiled extension implements."""
     import ran_kernels  # noqa: F401 - defines them
+    from ran_kernels.library import NATIVE
 
-    names = {
-        name.split("::")[1]
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("ran::")
-    }
-    # What is made of PyTorch's own operators runs as it is.
-    composite = "CompositeExplicitAutograd"
-    return tuple(
-        name
-        for name in sorted(names)
-        if "." not in name
-        and not torch._C._dispatch_has_kernel_for_dispatch_key(f"ran::{name}", composite)
-    )
+    return tuple(sorted(NATIVE))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,6 @@ def sources(*, narrow: bool = False) -> dict[str, str]:
     texts = {}
     for path in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cpp"), *CSRC.glob("common/*.h")]):
         texts[str(path.relative_to(CSRC))] = path.read_text()
-    del texts["module.cpp"]
     texts["common/device.h"] = DEVICE.read_text()
     for path in sorted([*CSRC.glob("cuda/*.cu"), *CSRC.glob("cuda/*.cuh")]):
         name = path.relative_to(CSRC)

@@ -37,7 +37,7 @@ def test_the_context_ends_with_the_block_even_after_an_error() -> None:
 
 
 def test_auto_takes_the_extension_on_the_cpu() -> None:
-    assert extension.module is not None, extension.why_not
+    assert extension.path is not None, extension.why_not
     with ran_kernels.backend("auto"):
         assert backends.choose("attention_gate", torch.zeros(1)) == "native"
 
@@ -45,7 +45,7 @@ def test_auto_takes_the_extension_on_the_cpu() -> None:
 def test_auto_falls_back_to_the_reference_without_an_extension(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extension, "module", None)
+    monkeypatch.setattr(extension, "path", None)
     monkeypatch.setattr(extension, "why_not", "it was left at home")
     t = torch.randn(1, 2, 3, 3)
     with ran_kernels.backend("auto"):

@@ -2,7 +2,7 @@
 guard and of the table.
 
 ``python -m tests.regression.traffic FILE`` writes the table as Markdown and why.md beneath it; with
-``--extension ran_kernels/_C.SUFFIX.so`` also where nvcc's accesses differ from those counted.
+``--extension ran_kernels/libran_kernels.so`` also where nvcc's accesses differ from those counted.
 """
 
 import argparse
