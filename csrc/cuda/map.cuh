@@ -21,8 +21,10 @@
 
 namespace ran::cuda {
 
-// The shared memory of a block for the terms of the rows it walks.
+// The shared memory of a block for the terms of the rows it walks, at most, and for all of its terms:
+// more than that needs leave.
 constexpr int64_t kRowBytes = 28 * 1024;
+constexpr int64_t kTermBytes = 48 * 1024;
 
 // What channels or positions need where that is nothing.
 struct Nothing {};
@@ -167,7 +169,10 @@ template <typename Op, int V, bool kBands, bool kLast>
 int map(const Op& op, const Matrix& m, cudaStream_t stream) {
   using Column = std::conditional_t<kLast, typename Op::Channel, typename Op::Position>;
   using Row = std::conditional_t<kLast, typename Op::Position, typename Op::Channel>;
-  const Columns g = mapped_columns_of(m, V, kRowBytes / sizeof(Row));
+  const Columns g = mapped_columns_of(m, V, [&](const Columns& tile) {
+    const int64_t left = kTermBytes - Staged(m, tile, V).bytes<Column, V>();
+    return std::min(kRowBytes, left) / static_cast<int64_t>(sizeof(Row));
+  });
   const Staged staged(m, g, V);
   const auto rows_at = static_cast<int>(staged.bytes<Column, V>());
   const size_t bytes = rows_at + sizeof(Row) * g.chunk * g.fold;

@@ -83,9 +83,10 @@ inline void cut(Columns& g, int64_t chunks) {
   g.chunks = static_cast<int>(ceil_div(g.bands, g.chunk));
 }
 
-// For results that need no other block: a chunk has at most `rows` rows where a single step allows
-// it.
-inline Columns mapped_columns_of(const Matrix& m, int V, int64_t rows) {
+// For results that need no other block: a chunk has at most the rows that rows(tile) gives for the
+// tile that is chosen, where a single step allows it.
+template <typename Rows>
+Columns mapped_columns_of(const Matrix& m, int V, Rows&& rows) {
   Columns g = tiles_of(m, V, 64);
   for (const int across : {128, 256}) {  // where only wider tiles are few enough for one wave
     if (m.n * g.tiles > kOneWave && m.n * ceil_div(g.width, across) <= kOneWave) {
@@ -93,7 +94,7 @@ inline Columns mapped_columns_of(const Matrix& m, int V, int64_t rows) {
     }
   }
   const int64_t steps = ceil_div(g.bands, g.ty);
-  const int64_t most = std::max<int64_t>(1, rows / (g.ty * g.fold));
+  const int64_t most = std::max<int64_t>(1, rows(g) / (g.ty * g.fold));
   const int64_t chunks = std::min(steps, pieces_for(m.n * g.tiles));
   cut(g, std::max(chunks, ceil_div(steps, most)));
   return g;

@@ -88,7 +88,8 @@ def systematic(trial: Trial, names: list[str], seconds: float) -> None:
 
 def many(trial: Trial, names: list[str]) -> None:
     """Rows enough to fill a chip, and more samples than a grid has rows."""
-    trial.orders = min(trial.orders, 2)
+    orders = trial.orders
+    trial.orders = min(orders, 2)
     for dtype in range(4):
         for n, rows, packs in MANY_ROWS:
             for last, cases in OVER_ROWS.items():
@@ -100,6 +101,7 @@ def many(trial: Trial, names: list[str]) -> None:
     for name in (name for name in names if name in ON_FEATURES):
         dtype, last = int(trial.random.integers(1, 4)), int(trial.random.integers(0, 2))
         CASES[name](trial, (*shapes.MANY_SAMPLES, dtype, last))
+    trial.orders = orders
 
 
 def huge(random: int) -> int:
@@ -129,7 +131,9 @@ def main() -> None:
     )
     parser.add_argument("--random", action="store_true", help="leave out the systematic shapes")
     parser.add_argument(
-        "--many", action="store_true", help="also shapes of very many rows, samples"
+        "--many",
+        action="store_true",
+        help="also shapes of very many rows, samples; ends where all kernels were entered",
     )
     options = parser.parse_args()
 
@@ -143,15 +147,17 @@ def main() -> None:
     names = [name for name in CASES if options.only in name]
     if not options.random:
         systematic(trial, names, options.seconds / 2)
+    if options.many:
+        many(trial, names)
     rounds = 0
     while time.monotonic() - start < options.seconds and (
         not options.cases or rounds < options.cases
     ):
+        if options.many and len(emulator.entered()) == len(emulator.kernels):
+            break
         for name in names:
             CASES[name](trial)
         rounds += 1
-    if options.many:
-        many(trial, names)
     wrong = sum(trial.wrong.values())
     print(f"cases: {dict(trial.cases)}")
     print(
