@@ -107,20 +107,36 @@ def default_arches(home):
     return ";".join(f"{arch}+PTX" if arch == ptx[-1] else arch for arch in known)
 
 
+def torch_beside(torch):
+    """(version, its CUDA version or None) of the torch that the extension is to run beside.
+
+    That is the installed one. In pip's build isolation `torch` is another: the newest, which pip
+    has fetched for the build alone and which may be for another CUDA. The stable ABI is the same.
+    """
+    path = Path(sysconfig.get_path("purelib"), "torch", "version.py")
+    if not path.is_file():
+        return torch.__version__, torch.version.cuda
+    said = dict(re.findall(r"^(__version__|cuda)\b.*= '(.+)'$", path.read_text(), re.MULTILINE))
+    return said.get("__version__", "of an unknown version"), said.get("cuda")
+
+
 def choose_cuda(torch):
     """(toolkit folder or None, its version or None, why)."""
     wanted = switch("RAN_CUDA")
+    installed, cuda = torch_beside(torch)
     if wanted is False:
         return None, None, "left out: RAN_CUDA=0"
     home, version = None, None
-    if torch.version.cuda is None:
-        why = f"torch {torch.__version__} is not a CUDA build"
+    if cuda is None:
+        why = f"torch {installed} is not a CUDA build"
+    elif torch.version.cuda is None:
+        why = f"torch {torch.__version__}, of the build alone, has no CUDA: --no-build-isolation"
     else:
         home, why = find_cuda_home()
         if home is not None:
             version = toolkit_version(home)
-            if version.split(".")[0] != torch.version.cuda.split(".")[0]:
-                why = f"toolkit {version} in {home}, torch is for {torch.version.cuda}"
+            if version.split(".")[0] != cuda.split(".")[0]:
+                why = f"toolkit {version} in {home}, torch is for {cuda}"
                 home, version = None, None
     if home is None and wanted:
         sys.exit(f"ran-attention: RAN_CUDA=1 asks for CUDA kernels: {why}")
@@ -192,9 +208,9 @@ def compiled_extension():
         sys.exit(f"ran-attention: expected torch >= 2.11, got {torch.__version__}")
     cuda_home, cuda_version, why = choose_cuda(torch)
     if cuda_home:
-        os.environ["CUDA_HOME"] = str(
-            cuda_home
-        )  # or torch guesses one from nvcc's place on the PATH
+        # Or torch guesses one from nvcc's place on the PATH, and refuses one for another CUDA.
+        os.environ["CUDA_HOME"] = str(cuda_home)
+        torch.version.cuda = cuda_version
     from torch.utils import cpp_extension
 
     say(f"torch {torch.__version__}, MAX_JOBS={cap_jobs()}")

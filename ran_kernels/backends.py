@@ -50,6 +50,8 @@ def _native(op: str, *tensors: Tensor) -> str | None:
     if device.type != "cuda":
         return f"no native kernels for device type {device.type!r}"
     if not extension.has_cuda():
+        if not torch.compiler.is_compiling():
+            extension.warn_of_no_cuda()
         return f"the extension was built without CUDA ({extension.build_info()['cuda_reason']})"
     return _too_old(device) or transformed()
 

@@ -5,6 +5,7 @@ nobody imports ran_kernels; see `library_path`.
 """
 
 import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -103,6 +104,22 @@ def build_info() -> dict[str, Any]:
 def has_cuda() -> bool:
     """Whether the extension holds CUDA kernels."""
     return _info.get("cuda") is not None
+
+
+@functools.cache
+def warn_of_no_cuda() -> None:
+    """Warns, once, that CUDA tensors go without the extension, unless somebody wanted that.
+
+    At the first such tensor: while pip built the extension it showed nothing of this.
+    """
+    reason = _info["cuda_reason"]
+    if "RAN_CUDA=0" not in reason:
+        warnings.warn(
+            f"ran_kernels: Triton or PyTorch runs CUDA tensors: the CUDA kernels were {reason}; "
+            "`python -m ran_kernels` tells more, RAN_CUDA=0 at the build keeps this quiet",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def library_path() -> Path:

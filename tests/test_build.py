@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,9 @@ def test_the_binary_holds_code_for_the_targets() -> None:
         assert len(images) == len(CUDA_SOURCES), (target, run.stdout)
 
 
-def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def setup_says(
+    *arguments: str, python: Path | str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
     if int(importlib.metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("setuptools before 77 knows another form of the licence's field")
     names = (
@@ -127,7 +130,7 @@ def setup_says(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
     inherited = {k: v for k, v in os.environ.items() if k not in names}
     return subprocess.run(
-        [sys.executable, "setup.py", *(arguments or ("--name",))],
+        [python, "setup.py", *(arguments or ("--name",))],
         cwd=ROOT,
         env={**inherited, **environment},
         capture_output=True,
@@ -165,16 +168,16 @@ def test_setup_says_what_it_builds_and_why(
     assert said in run.stderr
 
 
-def toolkit(folder: Path, *known: int) -> Path:
-    """A CUDA toolkit as far as setup.py asks it: for this torch, with GPUs of these numbers."""
-    (folder / "include").mkdir()
+def toolkit(folder: Path, *known: int, version: str | None = torch.version.cuda) -> Path:
+    """A CUDA toolkit as far as setup.py asks it: by default for this torch; its GPUs' numbers."""
+    (folder / "include").mkdir(parents=True)
     (folder / "include" / "cuda_runtime.h").touch()
     (folder / "bin").mkdir()
     nvcc = folder / "bin" / "nvcc"
     listed = "\n".join(f"compute_{number}" for number in known)
     nvcc.write_text(
         f'#!/bin/sh\ncase $1 in\n--list-gpu-arch) echo "{listed}" ;;\n'
-        f"*) echo Cuda compilation tools, release {torch.version.cuda} ;;\nesac\n"
+        f"*) echo Cuda compilation tools, release {version} ;;\nesac\n"
     )
     nvcc.chmod(0o755)
     return folder
@@ -198,6 +201,34 @@ def test_the_default_names_every_chip_that_the_toolkit_knows(
     run = setup_says(RAN_CUDA="1", CUDA_HOME=str(home), TORCH_CUDA_ARCH_LIST=given)
     assert run.returncode == 0, run.stderr
     assert run.stderr.rstrip().endswith(f", for {expected}")
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not a CUDA build")
+@pytest.mark.parametrize(
+    ("version", "cuda", "said"),
+    [
+        ("12.6", "'12.8'", "CUDA 12.6 in {home} (from CUDA_HOME), for 8.0;9.0+PTX"),
+        ("13.1", "'12.8'", "CUDA kernels left out: toolkit 13.1 in {home}, torch is for 12.8"),
+        ("12.6", "None", "CUDA kernels left out: torch 2.11.0+here is not a CUDA build"),
+    ],
+    ids=["for-the-installed", "for-another", "without"],
+)
+def test_in_build_isolation_the_installed_torch_decides(
+    version: str, cuda: str, said: str, tmp_path: Path
+) -> None:
+    # As pip arranges it: the environment's Python, which finds the build's packages first.
+    venv.create(tmp_path / "environment", symlinks=True)
+    python = tmp_path / "environment" / "bin" / "python"
+    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.check_output(command, text=True).strip())
+    (site / "torch").mkdir()
+    text = f"__version__ = '2.11.0+here'\ncuda: Optional[str] = {cuda}\n"
+    (site / "torch" / "version.py").write_text(text)
+    home = toolkit(tmp_path / "toolkit", 80, 90, version=version)
+    build = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    run = setup_says(python=python, CUDA_HOME=str(home), PYTHONPATH=build)
+    assert run.returncode == 0, run.stderr
+    assert said.format(home=home) in run.stderr
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not a CUDA build")

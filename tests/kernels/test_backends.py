@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +43,26 @@ def test_auto_takes_the_extension_on_the_cpu() -> None:
     assert extension.path is not None, extension.why_not
     with ran_kernels.backend("auto"):
         assert backends.choose("attention_gate", torch.zeros(1)) == "native"
+
+
+@pytest.mark.parametrize("reason", ["no CUDA toolkit found", "RAN_CUDA=0"])
+def test_cuda_tensors_without_cuda_kernels_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    told = {"cuda": None, "cuda_reason": f"left out: {reason}"}
+    monkeypatch.setattr(extension, "_info", told)
+    extension.warn_of_no_cuda.cache_clear()
+    on_a_gpu: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            why = backends.can_run("native", "attention_gate", on_a_gpu)
+            assert why == f"the extension was built without CUDA (left out: {reason})"
+    extension.warn_of_no_cuda.cache_clear()
+    said = [str(warning.message) for warning in caught]
+    wanted = "Triton or PyTorch runs CUDA tensors: the CUDA kernels were left out: no CUDA toolkit"
+    assert len(said) == (reason != "RAN_CUDA=0")
+    assert all(wanted in text for text in said)
 
 
 def test_auto_falls_back_to_the_reference_without_an_extension(
