@@ -125,6 +125,8 @@ COLORS = {
     "plain compiled": "#8f8f8f",
     "plain max-autotune": "#5f5f5f",
     "ours": "#7fb2de",
+    "ours norms": "#8ecfa8",
+    "ours norm_conv": "#2f9e60",
     "ours compiled": "#1f6fb4",
 }
 

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from bench import training
+from bench.networks.speed import VARIANTS
 from bench.networks.tables import scale
-from bench.plots import bars, draw, main, ratios, scaling, traffic
+from bench.plots import COLORS, bars, draw, main, ratios, scaling, traffic
 from bench.tables import DOCUMENTS, RESULTS, TABLES, filled
 
 MACHINE = {
@@ -148,6 +149,10 @@ def test_bars_show_every_variant_against_plain(tmp_path: Path) -> None:
     drawn = [patch for patch in bars(_speed()).axes[0].patches if isinstance(patch, Rectangle)]
     assert [round(bar.get_width(), 6) for bar in drawn] == [0.5, 0.5, 0.25, 0.25]
     assert [path.name for path in draw(_speed(), "speed", tmp_path)] == ["speed-bars.png"]
+
+
+def test_bars_have_a_colour_for_every_variant_that_is_measured() -> None:
+    assert set(COLORS) == set(VARIANTS) - {"plain"}
 
 
 def test_an_ablation_has_a_line_for_a_variant() -> None:
