@@ -15,7 +15,8 @@ from ..data import Batch, ImageData
 from ..data.order import seed_all, seed_of
 from ..errors import UserError
 from ..text import plural
-from ..weights.network_card import CARD_KEY, PROCESSES_KEY, NetworkCard
+from ..weights.network_card import NetworkCard
+from ..weights.saved import CARD_KEY, PROCESSES_KEY
 from .schedules import Schedule, make_schedule
 from .settings import TrainingSettings
 

@@ -12,7 +12,8 @@ import torch
 
 from ..errors import UserError
 from ..files import is_abandoned, read_json, replacing, require_folder, write_json
-from ..weights.network_card import WEIGHTS_FILE, kept_epoch
+from ..weights.network_card import kept_epoch
+from ..weights.saved import WEIGHTS_FILE
 from .checkpoints import BEST, LAST, PREVIOUS
 from .lock import LOCK_FILE, FolderLock
 

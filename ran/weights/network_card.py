@@ -5,22 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.images import Preprocessing
 from ..errors import UserError
-from ..files import require_path, require_regular
-from .assembly import assemble, build_network, read_safetensors, require_size
-from .card import card_content, check_card, read_card
-from .pretrained import WEIGHTS_FILE, save_pretrained
-from .reading import load_torch
+from ..files import require_path
+from .assembly import assemble, build_network, require_size
+from .card import card_content, check_card
+from .pretrained import save_pretrained
+from .saved import read_saved
 
-#: Under this key a Lightning checkpoint holds the network's card.
-CARD_KEY = "ran_network"
-#: And under this one the number of processes that trained it.
-PROCESSES_KEY = "ran_processes"
-#: Before the names of the network's tensors in a Lightning checkpoint.
-NETWORK_PREFIX = "network."
 #: What a training calls the checkpoint that it keeps of an epoch.
 KEPT = "epoch-{:04}.ckpt"
 _KEPT = re.compile(r"epoch-(\d{4,})\.ckpt", re.ASCII)
@@ -99,58 +93,8 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
         UserError: a file is missing, damaged or of another kind, or the weights are another
             network's; the message names the first tensors that differ.
     """
-    path = require_path("checkpoint", path)
-    if path.is_dir():
-        path = path / WEIGHTS_FILE
-    _require_file(path)
-    if path.suffix not in (".ckpt", ".safetensors"):
-        raise UserError(f"{path}: expected a folder, a .safetensors or a .ckpt file")
-    card_path = path if path.suffix == ".ckpt" else path.with_suffix(".json")
-    if path.suffix == ".ckpt":
-        tensors, card = _read_lightning(path)
-    else:
-        card = NetworkCard.from_json(read_card(card_path), card_path)
-        tensors = read_safetensors(path)
-    network = assemble(card.build, tensors, source=path, name=card.model)
-    require_size(network, card.preprocessing, card_path)
+    saved = read_saved(require_path("checkpoint", path))
+    card = NetworkCard.from_json(saved.content, saved.card)
+    network = assemble(card.build, saved.tensors, source=saved.weights, name=card.model)
+    require_size(network, card.preprocessing, saved.card)
     return network, card
-
-
-def read_checkpoint(path: Path, *, whole: bool = False) -> Any:
-    """What is in a Lightning checkpoint, as ``load_torch`` reads it.
-
-    Raises UserError that names the file, where it is none.
-    """
-    _require_file(path)
-    try:
-        return load_torch(path, whole=whole)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception:  # a damaged pickle raises whatever its bytes happen to say
-        raise UserError(f"{path}: expected a readable checkpoint of tensors and numbers") from None
-
-
-def _require_file(path: Path) -> None:
-    require_regular(path, "a checkpoint")
-    if not path.is_file():
-        raise UserError(f"{path}: expected a checkpoint, found no file there")
-
-
-def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:
-    checkpoint = read_checkpoint(path)
-    content, state = (_table(path, checkpoint, key) for key in (CARD_KEY, "state_dict"))
-    if not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
-        raise UserError(f"{path}: expected named tensors in 'state_dict', it has others")
-    tensors = {
-        key.removeprefix(NETWORK_PREFIX): value
-        for key, value in state.items()
-        if key.startswith(NETWORK_PREFIX)
-    }
-    return tensors, NetworkCard.from_json(content, path)
-
-
-def _table(path: Path, checkpoint: Any, key: str) -> dict[Any, Any]:
-    found = checkpoint.get(key) if isinstance(checkpoint, dict) else None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a checkpoint of ran train, it has no table {key!r}")
-    return found
