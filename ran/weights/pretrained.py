@@ -25,6 +25,8 @@ from .tensors import require_one_dtype
 
 #: Seconds in which a repository has to answer before what is cached of it counts.
 PATIENCE = 5.0
+#: In a network's ``pretrained_cfg``: its preprocessing was saved with it, and is not its name's.
+TOLD = "preprocessing_saved"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?", re.ASCII)
 
@@ -167,7 +169,7 @@ def _classes(network: Any) -> int:
     Kinds are compared exactly: what derives from a linear layer may compute something else.
     """
     head = getattr(network, "head", network)
-    classifier = getattr(head, "fc", None)
+    classifier: Any = getattr(head, "fc", None)
     plain = hasattr(head, "global_pool")  # and no module of somebody's for the whole head
     if plain and type(classifier) is nn.Identity:
         return 0
@@ -240,4 +242,5 @@ def _describe(model: nn.Module, saved: Saved, new_head: bool) -> None:
             "interpolation": "bilinear",
             "mean": known.mean,
             "std": known.std,
+            TOLD: True,
         }
