@@ -118,13 +118,12 @@ def _load(
     known = {*plan.ignored, *(plan.names[name] for name in state if name not in plan.left)}
     differences.unexpected = [name for name in tensors if name not in known]
     if differences and strict:
+        # Of another network some fit too, and loading those is not the way.
+        near = 5 * len(ready) >= 4 * len(state)
+        way = f"; strict=False loads the {len(ready)} that fit" if near else ""
         raise UserError(
-            f"expected the {source} names and shapes of this {type(model).__name__}: {differences}"
-            + (
-                f"; strict=False loads the {len(ready)} that fit"
-                if 2 * len(ready) > len(state)
-                else ""
-            )
+            f"expected the {source} names and shapes of this {type(model).__name__}: "
+            f"{differences}{way}"
         )
     if not ready:
         raise UserError(f"none of its tensors fits this {type(model).__name__}: {differences}")
