@@ -6,3 +6,10 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class DefaultsWarning(UserWarning):
+    """Says what was taken for something that nobody gave.
+
+    The command line prints the message as one line on standard error.
+    """

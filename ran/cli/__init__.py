@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import UserError
+from ..errors import DefaultsWarning, UserError
 from ..text import printable
 from .bench import bench
 from .eval import evaluate
@@ -37,6 +37,13 @@ class _Group(TyperGroup):
         if not options.pop("standalone_mode", True):
             return super().main(*arguments, **{**options, "standalone_mode": False})
         _prepare_streams()
+        with warnings.catch_warnings():
+            _tell_defaults()
+            code = self._run(*arguments, **options)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _run(self, *arguments: Any, **options: Any) -> Any:
+        """What the command ends with: an exit code, or something else for success."""
         try:
             given = options.get("args", arguments[0] if arguments else None)
             _refuse_empty(sys.argv[1:] if given is None else given)
@@ -60,7 +67,7 @@ class _Group(TyperGroup):
             code = INTERRUPTED
         if code == INTERRUPTED:
             typer.echo("ran: interrupted", err=True)
-        sys.exit(code if isinstance(code, int) else 0)
+        return code
 
 
 def _prepare_streams() -> None:
@@ -70,6 +77,20 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Lines of Pillow's own source, of metadata that nobody asked for
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _tell_defaults() -> None:
+    """Has what was taken by default said as the command line speaks; other warnings as before."""
+    show = warnings.showwarning
+
+    def tell(message: Any, category: Any, *place: Any, **more: Any) -> None:
+        if issubclass(category, DefaultsWarning):
+            typer.echo(f"ran: {printable(str(message))}", err=True)
+        else:
+            show(message, category, *place, **more)
+
+    warnings.simplefilter("always", DefaultsWarning)
+    warnings.showwarning = tell
 
 
 def _forget_output() -> None:

@@ -63,7 +63,8 @@ def train(
         typer.Option(
             "--resume",
             help="Continue the training in the output folder exactly where it stopped; start it "
-            "if there is none. With --output alone, its settings are taken from there.",
+            "if there is none. With --output alone, its settings are taken from there; with more "
+            "--epochs it goes on, finished or not.",
         ),
     ] = False,
     download: Annotated[

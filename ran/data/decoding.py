@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tvf
 from ..errors import UserError
 from ..files import require_regular
 from ..processes import usable_cores
-from .samples import samples_of, to_8_bits
+from .samples import FLOAT, Samples, samples_of, to_8_bits
 
 #: Pillow's names of the formats that are read, by what a file holds, however it is called. Others
 #: that Pillow knows start programs (EPS), read further files, or are no pictures.
@@ -39,6 +39,22 @@ def open_image(source: Source, channels: int) -> Image.Image:
         return _converted(_decode(source), channels)
     except Exception as error:  # every decoder has exceptions of its own
         raise _unreadable(source, error) from None
+
+
+def decoded_image(image: Image.Image, channels: int, name: str) -> Image.Image:
+    """``open_image`` of one that a program opened or made; it stays as it is.
+
+    Raises UserError that calls it ``name``.
+    """
+    try:
+        samples = Samples(32 if image.mode.startswith(("I", "F")) else 8)
+        if image.mode.startswith("I;16"):
+            samples = Samples(16, high=65535)
+        elif image.mode == "F":
+            samples = Samples(32, kind=FLOAT)
+        return _converted(to_8_bits(_upright(image), samples), channels)
+    except Exception as error:
+        raise _unreadable(name, error) from None
 
 
 def read_image(path: str | Path, channels: int) -> Tensor:
@@ -89,11 +105,16 @@ def _decode(source: Source, *, draft: bool = False) -> Image.Image:
             # A JPEG decoded at an eighth of its size is read to the end at a third of the cost.
             image.draft(image.mode, (1, 1))
         image.load()
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except Exception:  # of EXIF that is damaged, and so says nothing of how the camera was held
-            upright = image.copy()
+        upright = _upright(image)
     return to_8_bits(upright, samples)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as its EXIF says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # of EXIF that is damaged, and so says nothing of how the camera was held
+        return image.copy()
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:

@@ -11,8 +11,8 @@ from PIL import Image
 _BITS, _PHOTOMETRIC, _FORMAT = 258, 262, 339
 _LEAST, _GREATEST = (340, 280), (341, 281)  # SMin-, MinSampleValue; SMax-, MaxSampleValue
 _WHITE_IS_ZERO = 0
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_KINDS = {_UNSIGNED: "integers", _SIGNED: "signed integers", _FLOAT: "floating-point numbers"}
+_UNSIGNED, _SIGNED, FLOAT = 1, 2, 3
+_KINDS = {_UNSIGNED: "integers", _SIGNED: "signed integers", FLOAT: "floating-point numbers"}
 #: Images of 16 bits a sample whose values are all below this may be 10, 12 or 14 bits in 16.
 _LOWEST_QUARTER = 1 << 14
 _PNG_CHUNKS = 64
@@ -50,7 +50,7 @@ def samples_of(image: Image.Image, file: IO[bytes]) -> Samples:
         bits, significant = _png_depth(file)
         return Samples(bits, high=2**bits - 1, significant=significant)
     if image.mode == "F":
-        return Samples(32, kind=_FLOAT)
+        return Samples(32, kind=FLOAT)
     # Pillow scales these to 16 or 8 bits by the greatest value, or the precision, in the file's
     # header. All 16 bits are what programs write there of any 16-bit array, and so say nothing.
     if image.format == "PPM" and (most := _pnm_greatest(image)) > 255:
@@ -74,7 +74,7 @@ def to_8_bits(image: Image.Image, samples: Samples) -> Image.Image:
     values = np.asarray(image)
     if samples.kind == _UNSIGNED and values.dtype == np.int32 and samples.bits == 32:
         values = values.view(np.uint32)  # Pillow's mode has no sign bit to spare
-    if samples.kind == _FLOAT and not np.isfinite(values).all():
+    if samples.kind == FLOAT and not np.isfinite(values).all():
         raise ValueError("its samples are NaN or infinite")
     low, high = samples.low, samples.high
     if high is None:

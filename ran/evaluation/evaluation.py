@@ -28,7 +28,7 @@ AUGMENTATIONS = ("none", "flip")
 
 
 def evaluate(
-    checkpoint: str | Path,
+    checkpoint: nn.Module | str | Path,
     data: str | ImageData,
     *,
     image_size: int | None = None,
@@ -45,7 +45,8 @@ def evaluate(
     """Classifies the test images of a data set and counts what is right.
 
     Args:
-        checkpoint: as for ``ran.weights.network_card.load_network``.
+        checkpoint: a folder or file, or a network in memory, which stays as it is; as for
+            ``ran.weights.network_card.load_network``.
         data: a name that ``ran.data.load_data`` takes, or what it gave. Its classes are some or
             all of the network's, by name. Of a name only the test part is read, and its images are
             resized and cropped as those that the network was trained on.
@@ -118,7 +119,7 @@ def evaluate(
         mirrored=tta == "flip",
     )
     evaluation = Evaluation(
-        checkpoint=str(checkpoint),
+        checkpoint=card.model if isinstance(checkpoint, nn.Module) else str(checkpoint),
         model=card.model,
         data=loaded.name,
         image_size=loaded.preprocessing.image_size,

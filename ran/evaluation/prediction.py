@@ -1,4 +1,4 @@
-"""Classes of image files: what ``ran predict`` does."""
+"""Classes of images: what ``ran predict`` does of files."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.given import Given, as_image, each_given
 from ..data.listing import image_files
 from ..devices import choose_device
 from ..errors import UserError
@@ -27,12 +28,12 @@ class Prediction:
     """The most probable classes of one image.
 
     Attributes:
-        path: of the image.
+        path: of the image; None where it was given itself.
         classes: names and probabilities (0 to 1), most probable first; none where it is unreadable.
         error: why it could not be read, where it was left out for that.
     """
 
-    path: Path
+    path: Path | None
     classes: tuple[tuple[str, float], ...]
     error: str | None = None
 
@@ -63,8 +64,8 @@ def find_images(given: Sequence[str | Path]) -> dict[Path, Path]:
 
 @torch.no_grad()
 def predict(
-    checkpoint: str | Path,
-    images: str | Path | Sequence[str | Path],
+    checkpoint: nn.Module | str | Path,
+    images: Given | Sequence[Given],
     *,
     topk: int = 5,
     masks: str | Path | None = None,
@@ -77,12 +78,15 @@ def predict(
     """The ``topk`` most probable classes (or all, if there are fewer) of each image.
 
     Args:
-        checkpoint: as for ``ran.weights.network_card.load_network``.
-        images: path of an image file or of a folder that holds image files at any depth, or
-            several. An image that is there twice is classified once.
+        checkpoint: a folder or file, or a network in memory, which stays as it is; as for
+            ``ran.weights.network_card.load_network``.
+        images: path of an image file or of a folder that holds image files at any depth, a PIL
+            image, an array (H, W) or (H, W, C), a tensor (C, H, W), a batch of either, or several
+            of these. Arrays and tensors hold uint8, or floats from 0 to 1, not yet resized or
+            normalised. A file that is there twice is classified once.
         topk: how many classes to give.
         masks: folder to write a picture of the attention masks of each image to; made if missing.
-            None for no pictures.
+            None for no pictures, as of images that are no files.
         overwrite: replace pictures that are there already.
         device: as for ``ran.devices.choose_device``.
         batch_size: images computed at once.
@@ -100,7 +104,9 @@ def predict(
         if value < 1:
             raise UserError(f"{name}: expected a positive integer, got {value}")
     chosen = choose_device(device)
-    files = find_images([images] if isinstance(images, str | Path) else images)
+    sources, files = _sources(images)
+    if masks is not None and len(files) < len(sources):
+        raise UserError("masks: expected None for images that are no files, got a folder")
     pictures = (
         {} if masks is None else _picture_paths(files, require_path("masks", masks), overwrite)
     )
@@ -109,19 +115,22 @@ def predict(
     if masks is not None:
         from ..pictures.masks import require_masks  # matplotlib takes a while to load
 
-        require_masks(network, card, checkpoint)
+        where = "model" if isinstance(checkpoint, nn.Module) else checkpoint
+        require_masks(network, card, where)
 
     fast = make_deployed(network) if deploy else network
     predictions = []
-    paths = list(files)
-    require_image_channels(card)
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
+    if files:
+        require_image_channels(card)
+    for start in range(0, len(sources), batch_size):
+        batch = sources[start : start + batch_size]
         loaded, errors = _readable(batch, card, skip=skip_unreadable)
         found = iter(_most_probable(fast, card, loaded.to(chosen), topk) if len(loaded) else ())
         predictions += [
-            Prediction(path, () if error else next(found), error)
-            for path, error in zip(batch, errors, strict=True)
+            Prediction(
+                source if isinstance(source, Path) else None, () if error else next(found), error
+            )
+            for (_, source), error in zip(batch, errors, strict=True)
         ]
     unreadable = [prediction.error for prediction in predictions if prediction.error]
     if len(unreadable) == len(predictions):
@@ -130,25 +139,47 @@ def predict(
     if pictures:
         from ..pictures.masks import draw_network_masks
 
-        for path in (prediction.path for prediction in predictions if not prediction.error):
+        for path in [each.path for each in predictions if each.path and not each.error]:
             picture = pictures[path]
             _make_folder(picture.parent)
             draw_network_masks(network, card, [path], picture)
     return predictions
 
 
+def _sources(
+    images: Given | Sequence[Given],
+) -> tuple[list[tuple[str, Given]], dict[Path, Path]]:
+    """The images by their names in messages, in order, and what ``find_images`` gives of files."""
+    sources: list[tuple[str, Given]] = []
+    files: dict[Path, Path] = {}
+    for number, each in enumerate(each_given(images)):
+        if not isinstance(each, str | Path):
+            sources.append((f"images[{number}]", each))
+            continue
+        found = {path: name for path, name in find_images([each]).items() if path not in files}
+        files |= found
+        sources += [(str(path), path) for path in found]
+    if not sources:
+        raise UserError("images: expected at least one image or folder of images")
+    return sources, files
+
+
 def _readable(
-    paths: Sequence[Path], card: NetworkCard, *, skip: bool
+    sources: Sequence[tuple[str, Given]], card: NetworkCard, *, skip: bool
 ) -> tuple[Tensor, list[str | None]]:
-    """The images that can be read, and for each path what is wrong, None where nothing is."""
+    """The images that can be read, and for each what is wrong, None where nothing is."""
     images: list[Tensor] = []
     errors: list[str | None] = []
-    for path in paths:
+    for name, source in sources:
         try:
-            images.append(load_image(path, card))
+            if isinstance(source, Path):
+                images.append(load_image(source, card))
+            else:
+                pixels = as_image(source, card.preprocessing.channels, name)
+                images.append(card.preprocessing.resize(pixels))
             errors.append(None)
         except UserError as error:
-            if not skip or not os.path.lexists(path):
+            if not skip or (isinstance(source, Path) and not os.path.lexists(source)):
                 raise
             errors.append(str(error))
     return torch.stack(images) if images else torch.empty(0), errors

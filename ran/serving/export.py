@@ -67,7 +67,7 @@ class ExportReport:
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: nn.Module | str | Path,
     output: str | Path,
     *,
     images: str | Path | Sequence[str | Path] = (),
@@ -85,7 +85,8 @@ def export(
     name.
 
     Args:
-        checkpoint: as for ``ran.weights.network_card.load_network``.
+        checkpoint: a folder or file, or a network in memory, which stays as it is; as for
+            ``ran.weights.network_card.load_network``.
         output: ``.onnx``, which ONNX Runtime must run, or ``.pt2``, for ``torch.export.load``.
         images: path of an image file to compare on, or several, of which the first three count;
             two photographs that come with scikit-learn if none.

@@ -9,7 +9,7 @@ from lightning.fabric.plugins import CheckpointIO
 
 from ..errors import UserError
 from ..files import replacing, to_disk
-from ..weights.network_card import CARD_KEY, PROCESSES_KEY, read_checkpoint
+from ..weights.saved import CARD_KEY, PROCESSES_KEY, read_checkpoint
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 #: What a training needs of a checkpoint to go on.

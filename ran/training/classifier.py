@@ -15,7 +15,8 @@ from ..data import Batch, ImageData
 from ..data.order import seed_all, seed_of
 from ..errors import UserError
 from ..text import plural
-from ..weights.network_card import CARD_KEY, PROCESSES_KEY, NetworkCard
+from ..weights.network_card import NetworkCard
+from ..weights.saved import CARD_KEY, PROCESSES_KEY
 from .schedules import Schedule, make_schedule
 from .settings import TrainingSettings
 
@@ -194,6 +195,22 @@ class ImageClassifier(L.LightningModule):
                 f"and {images[1]:,}{why}"
             )
         self._train_sums = torch.tensor(checkpoint[SUMS_KEY], dtype=torch.float64)
+        self._take_over_schedule(checkpoint)
+
+    def _take_over_schedule(self, checkpoint: dict[str, Any]) -> None:
+        """Has the settings' schedule go on where it is not the one that the checkpoint holds.
+
+        PyTorch would put the attributes of that one into this, and begin with its rate.
+        """
+        rate = self.learning_rate(checkpoint["global_step"])
+        for state in checkpoint["lr_schedulers"]:
+            if all(held == vars(self.schedule) for held in state["lr_lambdas"]):
+                continue
+            state["lr_lambdas"] = [None] * len(state["lr_lambdas"])
+            state["_last_lr"] = [rate] * len(state["_last_lr"])
+            for optimizer in checkpoint["optimizer_states"]:
+                for group in optimizer["param_groups"]:
+                    group["lr"] = rate
 
     def _images(self) -> list[int]:
         return [len(self._data.train), len(self._data.test)]

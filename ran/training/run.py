@@ -16,10 +16,11 @@ from ..files import require_folder
 from ..pictures.masks import draw_test_masks
 from ..pictures.plots import plot_curves
 from ..processes import Processes, find_processes
+from ..text import plural
 from ..weights.network_card import NetworkCard, load_network, save_network
 from . import runs
 from .callbacks import Row
-from .checkpoints import BEST, LAST, PREVIOUS, find_checkpoint
+from .checkpoints import BEST, LAST, PREVIOUS, find_checkpoint, step_of
 from .engine import Engine, run_engine
 from .lock import FolderLock
 from .settings import TrainingSettings, make_settings, resumed
@@ -64,8 +65,12 @@ def train(
 
     The seed fixes every random number, so on a CPU two trainings with one seed and one number of
     threads and processes end with the same weights, bit for bit, however often one of them was
-    killed and resumed; on a GPU as far as PyTorch's operators allow. The global random state of
-    Python, NumPy and PyTorch is seeded too.
+    killed and resumed with the same settings; on a GPU as far as PyTorch's operators allow. The
+    global random state of Python, NumPy and PyTorch is seeded too.
+
+    With ``resume`` and more ``epochs`` a training goes on, finished or not, as one of that length:
+    the learning rate of a step is the longer schedule's from there on, and ``run.json`` says from
+    which step ("lengthened").
 
     Under ``torchrun`` every process calls this; the first one writes and speaks.
 
@@ -182,6 +187,7 @@ def _prepare_folder(
         if checkpoint and checkpoint.name == PREVIOUS:
             # damaged, and it must not become the previous one of the next
             (folder / LAST).unlink(missing_ok=True)
+        runs.note_length(folder, settings.to_json(), step_of(checkpoint) if checkpoint else 0)
         return None
     made = runs.start_folder(folder, settings.to_json(), lock, overwrite=settings.overwrite)
     return partial(runs.discard_folder, folder, made=made)
@@ -199,17 +205,18 @@ def _continue_from(
     if runs.is_new(settings.folder) or not (first or (settings.folder / runs.RUN_FILE).exists()):
         return settings, None  # nothing there, or about to be made by the first process
     saved = make_settings(runs.saved_values(settings.folder))
-    if different := saved.differences(settings):
-        name = different[0]
-        raise UserError(
-            f"{name}: expected {getattr(saved, name)!r}, with which {settings.folder} was started, "
-            f"got {getattr(settings, name)!r}"
-        )
+    going_on = resumed(saved, settings)
     checkpoint, errors = find_checkpoint(settings.folder)
     if console:
         for error in errors:
             say(console, f"{error}; going on from {checkpoint}")
-    return resumed(saved, settings), checkpoint
+        if going_on.epochs > saved.epochs:
+            say(
+                console,
+                f"{plural(going_on.epochs, 'epoch')} in place of {saved.epochs}: the learning rate "
+                "goes on as in a training of that length",
+            )
+    return going_on, checkpoint
 
 
 def _finish(
@@ -243,5 +250,6 @@ def _finish(
             "last": result.last,
             "unreadable_images": result.unreadable,
         },
+        lengthened=runs.lengthened(folder),
     )
     return result

@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 
 from ..errors import UserError
 from ..files import is_abandoned, read_json, replacing, require_folder, write_json
-from ..weights.network_card import WEIGHTS_FILE, kept_epoch
+from ..weights.network_card import kept_epoch
+from ..weights.saved import WEIGHTS_FILE
 from .checkpoints import BEST, LAST, PREVIOUS
 from .lock import LOCK_FILE, FolderLock
 
@@ -169,7 +170,29 @@ def _empty(folder: Path, kept: Collection[str]) -> None:
             entry.unlink()
 
 
-def write_run(path: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:
+def lengthened(folder: Path) -> list[dict[str, int]]:
+    """How the training in ``folder`` was lengthened: ``from`` and ``to`` how many epochs, after
+    which ``step``."""
+    found = read_json(folder / RUN_FILE, format=_FORMAT, version=_VERSION).get("lengthened", [])
+    return found if isinstance(found, list) else []
+
+
+def note_length(folder: Path, settings: dict[str, Any], step: int) -> None:
+    """Has ``run.json`` say that a training goes on after ``step`` with more epochs, if it does."""
+    before = saved_values(folder).get("epochs")
+    if not isinstance(before, int) or settings["iterations"] or settings["epochs"] <= before:
+        return
+    change = {"from": before, "to": settings["epochs"], "step": step}
+    write_run(folder / RUN_FILE, settings, {}, lengthened=[*lengthened(folder), change])
+
+
+def write_run(
+    path: Path,
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    *,
+    lengthened: Sequence[dict[str, int]] = (),
+) -> None:
     """Writes a ``run.json``: what was asked for, what ran it and what came of it."""
     write_json(
         path,
@@ -183,5 +206,6 @@ def write_run(path: Path, settings: dict[str, Any], results: dict[str, Any]) -> 
                 "lightning": lightning.__version__,
             },
             "results": results,
+            **({"lengthened": list(lengthened)} if lengthened else {}),
         },
     )

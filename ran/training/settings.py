@@ -231,8 +231,21 @@ def make_settings(values: Mapping[str, Any]) -> TrainingSettings:
 
 
 def resumed(saved: TrainingSettings, given: TrainingSettings) -> TrainingSettings:
-    """The settings to continue with: those that were saved, but for what is free to differ."""
-    return replace(saved, **{name: getattr(given, name) for name in FREE_ON_RESUME})
+    """The settings to continue with: those that were saved, but for what is free to differ.
+
+    So are more epochs. Raises UserError that names a setting that differs and is not free.
+    """
+    free = {*FREE_ON_RESUME}
+    if not saved.iterations and given.epochs > saved.epochs:
+        free.add("epochs")
+    if different := [name for name in saved.differences(given) if name not in free]:
+        name = different[0]
+        more = " or more" if name == "epochs" and not saved.iterations else ""
+        raise UserError(
+            f"{name}: expected {getattr(saved, name)!r}{more}, with which {saved.folder} was "
+            f"started, got {getattr(given, name)!r}"
+        )
+    return replace(saved, **{name: getattr(given, name) for name in free})
 
 
 def _default_folder(model: str, data: str) -> Path:

@@ -37,9 +37,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def assemble(
-    build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], *, source: Path, name: str
+    build: Callable[[], nn.Module],
+    tensors: Mapping[str, Tensor],
+    *,
+    source: Path,
+    name: str,
+    new_head: bool = False,
 ) -> nn.Module:
     """What ``build`` gives, with ``tensors`` for its own, in evaluation mode on the CPU.
+
+    With ``new_head`` its classifier is newly initialised, and theirs is left out.
 
     Raises UserError if they are not the tensors of that network, which ``name`` calls, are none
     that it computes with, or hold NaN or infinity.
@@ -56,7 +63,10 @@ def assemble(
     for key, value in tensors.items():
         require_plain(f"{source}: {key}", value)
     require_one_dtype(source, tensors)
-    if differ := differences(network.state_dict(), tensors):
+    expected = network.state_dict()
+    if new_head:
+        expected, tensors = (without_head(network, named) for named in (expected, tensors))
+    if differ := differences(expected, tensors):
         raise UserError(
             f"{source}: expected the tensors of {name}, got another network's: {differ}"
         )
@@ -65,8 +75,22 @@ def assemble(
     copies = {
         key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
     }
-    network.load_state_dict(copies, assign=True)
+    network.load_state_dict(copies, assign=True, strict=not new_head)
+    if new_head:
+        _start_head(network, next((t.dtype for t in tensors.values() if t.dtype in FLOATS), None))
     return network.eval()
+
+
+def without_head(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` by the names of ``network``, but for those of its classifier."""
+    head = f"{network.pretrained_cfg['classifier']}."  # type: ignore[index]
+    return {name: value for name, value in tensors.items() if not name.startswith(head)}
+
+
+def _start_head(network: Any, dtype: torch.dtype | None) -> None:
+    network.get_classifier().to_empty(device="cpu")  # the new one lies where the old one does
+    network.reset_classifier(network.num_classes)
+    network.get_classifier().to(dtype=dtype)
 
 
 def require_size(model: nn.Module, preprocessing: Preprocessing, source: Path) -> None:

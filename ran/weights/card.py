@@ -62,12 +62,9 @@ def read_card(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_card(content: Mapping[str, Any], source: Path, also: Sequence[str] = ()) -> None:
-    """Raise UserError that names ``source`` and the field that is missing or malformed.
-
-    Fields that have to be there: the network's own, and those of ``also``.
-    """
-    for field, kind in (("model", str), ("options", dict), *((name, object) for name in also)):
+def check_card(content: Mapping[str, Any], source: Path) -> None:
+    """Raise UserError that names ``source`` and the field that is missing or malformed."""
+    for field, kind in (("model", str), ("options", dict)):
         if field not in content:
             raise UserError(f"{source}: expected a field {field!r}, it has none")
         if not isinstance(content[field], kind):

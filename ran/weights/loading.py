@@ -12,9 +12,10 @@ from ..errors import UserError
 from ..models.cbam_resnet import CbamResNet
 from ..models.residual_attention import ResidualAttentionNetwork
 from .plan import Plan
+from .prefixes import plan_under
 from .reading import read_tensors
-from .report import Differences, LoadReport, shapes_differ
-from .sources import SOURCES, recognise
+from .report import ABSENT, SHAPE, Differences, LoadReport, shapes_differ
+from .sources import SOURCES
 
 _UNCOUNTED = "the checkpoint does not count batches"
 
@@ -24,6 +25,7 @@ def load_checkpoint(
     path_or_state_dict: str | Path | Mapping[str, Any],
     source: str = "auto",
     strict: bool = True,
+    prefix: str | None = None,
 ) -> LoadReport:
     """Load weights that this or another implementation saved into a network of this package.
 
@@ -35,7 +37,7 @@ def load_checkpoint(
             ``torch.compile``. Its tensors keep their dtype and device.
         path_or_state_dict: a .pt, .pth, .pkl, .tar, .bin, .ckpt, .safetensors or .npz file, or
             what such a file may hold: tensors or arrays by name, perhaps nested ("state_dict",
-            "model", …) or with a prefix ("module.", …). Nothing in a file is executed.
+            "model", …) or with a prefix. Nothing in a file is executed.
         source: whose names the weights have; "auto" recognises it from them:
 
             - "ran": this package's own.
@@ -51,21 +53,23 @@ def load_checkpoint(
         strict: refuse weights that do not fill the model or that it has no place for. Otherwise
             what fits is loaded, such as all but a classifier of other classes, and the report
             lists the rest.
+        prefix: what stands before the names of the network's tensors, such as "student.encoder.";
+            those beside them, such as a criterion's, are ignored, with ``strict`` too. None finds
+            the usual ones ("module.", "model.", "backbone.", …), several in a row too.
 
     Raises:
         UserError: a ValueError of one line. ``model`` is no module, or is on the meta device; the
-            file is missing, damaged, holds code or something
-            else than weights; its names are of no source; the model is another network, or
-            differs in options; with ``strict``, tensors differ, of which it lists the first.
-            The model is as it was before.
+            file is missing, damaged, holds code or something else than weights; its names are of no
+            source, or none begins with ``prefix``; the model is another network, or differs in
+            options; with ``strict``, tensors differ, of which it lists the first. The model is as
+            it was before.
         ValueError: ``source`` is none of these.
     """
     require_choice("source", ("auto", *SOURCES), source)
     network = _network(model)
     try:
         tensors = read_tensors(path_or_state_dict)
-        source = recognise(tensors) if source == "auto" else source
-        plan = SOURCES[source].plan(network, tensors)
+        source, tensors, plan = plan_under(network, tensors, source, prefix)
         return _load(network, tensors, plan, source, strict)
     except UserError as error:
         given = isinstance(path_or_state_dict, Mapping)
@@ -104,18 +108,22 @@ def _load(
             left[name] = _UNCOUNTED
         elif value is None:
             differences.missing.append(theirs)
-            left[name] = f"the checkpoint has no {theirs}"
+            left[name] = f"{ABSENT}{theirs}"
         elif not _fits(value, target, plan.squeezed):
             differences.shapes[theirs] = shapes_differ(target, value)
-            left[name] = f"expected shape {differences.shapes[theirs]}"
+            left[name] = f"{SHAPE}{differences.shapes[theirs]}"
         else:
             value = value.reshape(target.shape).to(target.device, target.dtype)
             ready[name] = plan.changes[name].apply(value) if name in plan.changes else value
     known = {*plan.ignored, *(plan.names[name] for name in state if name not in plan.left)}
     differences.unexpected = [name for name in tensors if name not in known]
     if differences and strict:
+        # Of another network some fit too, and loading those is not the way.
+        near = 5 * len(ready) >= 4 * len(state)
+        way = f"; strict=False loads the {len(ready)} that fit" if near else ""
         raise UserError(
-            f"expected the {source} names and shapes of this {type(model).__name__}: {differences}"
+            f"expected the {source} names and shapes of this {type(model).__name__}: "
+            f"{differences}{way}"
         )
     if not ready:
         raise UserError(f"none of its tensors fits this {type(model).__name__}: {differences}")
@@ -131,7 +139,7 @@ def _load(
         loaded=tuple(name for name in ready if name not in plan.zeros),
         adapted={**changed, **plan.zeros},
         left=left,
-        ignored=dict(plan.ignored),
+        ignored={**plan.ignored, **plan.beside},
         unexpected=tuple(differences.unexpected),
     )
 

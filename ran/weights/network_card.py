@@ -1,26 +1,25 @@
 """What a training saves and what prediction loads: a network with its classes and images."""
 
+import copy
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..data.images import Preprocessing
-from ..errors import UserError
-from ..files import require_path, require_regular
-from .assembly import assemble, build_network, read_safetensors, require_size
-from .card import card_content, check_card, read_card
-from .pretrained import WEIGHTS_FILE, save_pretrained
-from .reading import load_torch
+from ..errors import DefaultsWarning, UserError
+from ..files import require_path
+from ..models.origin import Origin
+from .assembly import assemble, build_network, require_size
+from .card import card_content, card_options
+from .pretrained import TOLD, save_pretrained
+from .saved import read_saved
 
-#: Under this key a Lightning checkpoint holds the network's card.
-CARD_KEY = "ran_network"
-#: And under this one the number of processes that trained it.
-PROCESSES_KEY = "ran_processes"
-#: Before the names of the network's tensors in a Lightning checkpoint.
-NETWORK_PREFIX = "network."
 #: What a training calls the checkpoint that it keeps of an epoch.
 KEPT = "epoch-{:04}.ckpt"
 _KEPT = re.compile(r"epoch-(\d{4,})\.ckpt", re.ASCII)
@@ -55,19 +54,6 @@ class NetworkCard:
     def to_json(self) -> dict[str, Any]:
         return card_content(self.model, self._options(), self.class_names, self.preprocessing)
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any], source: Path) -> "NetworkCard":
-        """Raises UserError that names ``source``, where a field is missing or malformed."""
-        check_card(content, source, also=("class_names", "preprocessing"))
-        if content["class_names"] is None:
-            raise UserError(f"{source}: a field is malformed: class_names is None")
-        return cls(
-            model=content["model"],
-            class_names=tuple(content["class_names"]),
-            preprocessing=Preprocessing.from_json(content["preprocessing"]),
-            options=dict(content["options"]),
-        )
-
 
 def kept_epoch(path: Path) -> int | None:
     """The epoch of a checkpoint that a training kept; None where the name is another's."""
@@ -88,69 +74,100 @@ def save_network(network: nn.Module, card: NetworkCard, folder: str | Path) -> P
     )
 
 
-def load_network(path: str | Path) -> tuple[nn.Module, NetworkCard]:
-    """What ``save_network`` or a training saved; the network in evaluation mode on the CPU.
+def load_network(source: nn.Module | str | Path) -> tuple[nn.Module, NetworkCard]:
+    """What ``ran.save_pretrained`` or a training saved; the network in evaluation mode on the CPU.
+
+    Without class names the classes are called 0, 1 and so on, and without preprocessing images are
+    prepared as is usual for the network: a DefaultsWarning says so.
 
     Args:
-        path: the folder, the ``.safetensors`` file with its JSON beside it, or a ``.ckpt`` file
-            of a training. Nothing in any of them is executed.
+        source: the folder, the ``.safetensors`` file with its JSON beside it, or a ``.ckpt`` file
+            of a training; nothing in any of them is executed. Or a network in memory, of this
+            package or of timm, of which the result is a copy; what it knows of classes and images
+            is in its ``pretrained_cfg``, as ``ran.from_pretrained`` writes it.
 
     Raises:
         UserError: a file is missing, damaged or of another kind, or the weights are another
-            network's; the message names the first tensors that differ.
+            network's; the message names the first tensors that differ. Or the network gives no
+            classes.
     """
-    path = require_path("checkpoint", path)
-    if path.is_dir():
-        path = path / WEIGHTS_FILE
-    _require_file(path)
-    if path.suffix not in (".ckpt", ".safetensors"):
-        raise UserError(f"{path}: expected a folder, a .safetensors or a .ckpt file")
-    card_path = path if path.suffix == ".ckpt" else path.with_suffix(".json")
-    if path.suffix == ".ckpt":
-        tensors, card = _read_lightning(path)
-    else:
-        card = NetworkCard.from_json(read_card(card_path), card_path)
-        tensors = read_safetensors(path)
-    network = assemble(card.build, tensors, source=path, name=card.model)
-    require_size(network, card.preprocessing, card_path)
+    if isinstance(source, nn.Module):
+        return _copied(source)
+    saved = read_saved(require_path("checkpoint", source))
+    content, options = saved.content, card_options(saved.content, saved.card)
+    network: Any = assemble(
+        lambda: build_network(content["model"], options),
+        saved.tensors,
+        source=saved.weights,
+        name=content["model"],
+    )
+    if options.get("features_only") or not network.num_classes:
+        raise UserError(f"{saved.card}: expected a network with a classifier, this one has none")
+    names, given = content.get("class_names"), content.get("preprocessing")
+    card = NetworkCard(
+        model=content["model"],
+        class_names=_names(names, network.num_classes, saved.card),
+        preprocessing=Preprocessing.from_json(given)
+        if given
+        else _usual_preprocessing(network, content["model"], saved.card),
+        options=dict(content["options"]),
+    )
+    require_size(network, card.preprocessing, saved.card)
     return network, card
 
 
-def read_checkpoint(path: Path, *, whole: bool = False) -> Any:
-    """What is in a Lightning checkpoint, as ``load_torch`` reads it.
-
-    Raises UserError that names the file, where it is none.
-    """
-    _require_file(path)
-    try:
-        return load_torch(path, whole=whole)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception:  # a damaged pickle raises whatever its bytes happen to say
-        raise UserError(f"{path}: expected a readable checkpoint of tensors and numbers") from None
-
-
-def _require_file(path: Path) -> None:
-    require_regular(path, "a checkpoint")
-    if not path.is_file():
-        raise UserError(f"{path}: expected a checkpoint, found no file there")
-
-
-def _read_lightning(path: Path) -> tuple[dict[str, Tensor], NetworkCard]:
-    checkpoint = read_checkpoint(path)
-    content, state = (_table(path, checkpoint, key) for key in (CARD_KEY, "state_dict"))
-    if not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
-        raise UserError(f"{path}: expected named tensors in 'state_dict', it has others")
-    tensors = {
-        key.removeprefix(NETWORK_PREFIX): value
-        for key, value in state.items()
-        if key.startswith(NETWORK_PREFIX)
-    }
-    return tensors, NetworkCard.from_json(content, path)
+def _copied(model: nn.Module) -> tuple[nn.Module, NetworkCard]:
+    network: Any = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()
+    cfg = getattr(network, "pretrained_cfg", None)
+    if not isinstance(cfg, dict) or not getattr(network, "num_classes", 0):
+        raise UserError(
+            "model: expected a network of ran.create_model or timm with a classifier, got a "
+            f"{type(network).__name__}"
+        )
+    origin = getattr(network, "origin", None)
+    name = origin.name if isinstance(origin, Origin) else str(cfg.get("architecture", "network"))
+    preprocessing = _usual_preprocessing(network, name, "model")
+    dtype = next(network.parameters()).dtype
+    size = preprocessing.image_size
+    with torch.no_grad():  # which tells the classes of a head that was exchanged, too
+        outputs = network(torch.zeros(1, preprocessing.channels, size, size, dtype=dtype))
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        raise UserError("model: expected outputs of shape (N, num_classes)")
+    options = origin.options if isinstance(origin, Origin) else {}
+    sizes = ("num_classes", "in_chans")
+    return network, NetworkCard(
+        model=name,
+        class_names=_names(cfg.get("label_names"), outputs.shape[1], "model"),
+        preprocessing=preprocessing,
+        options={key: value for key, value in options.items() if key not in sizes},
+    )
 
 
-def _table(path: Path, checkpoint: Any, key: str) -> dict[Any, Any]:
-    found = checkpoint.get(key) if isinstance(checkpoint, dict) else None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a checkpoint of ran train, it has no table {key!r}")
-    return found
+def _names(known: Sequence[str] | None, count: int, where: str | Path) -> tuple[str, ...]:
+    if known is not None and len(known) == count:
+        return tuple(known)
+    _say(f"{where}: no class names are known, classes are called 0 to {count - 1}")
+    return tuple(map(str, range(count)))
+
+
+def _usual_preprocessing(network: Any, name: str, where: str | Path) -> Preprocessing:
+    """What the network's ``pretrained_cfg`` says, which is that of its name if nothing else."""
+    cfg = network.pretrained_cfg
+    channels = getattr(network, "in_chans", cfg["input_size"][0])
+    mean, std = (
+        values if len(values) == channels else (sum(values) / len(values),) * channels
+        for values in (tuple(cfg["mean"]), tuple(cfg["std"]))
+    )
+    size = max(cfg["input_size"][-1], getattr(network, "minimum_size", 1))
+    usual = Preprocessing(size, cfg["crop_pct"], mean, std)
+    if not cfg.get(TOLD):
+        values = "; ".join(", ".join(f"{value:g}" for value in each) for each in (mean, std))
+        _say(
+            f"{where}: no preprocessing is known, images are prepared as is usual for {name}: "
+            f"{size}×{size} pixels of {usual.crop_fraction:g} of the image, mean and std {values}"
+        )
+    return usual
+
+
+def _say(message: str) -> None:
+    warnings.warn(DefaultsWarning(message), stacklevel=4)  # where load_network was called

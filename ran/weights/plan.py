@@ -31,6 +31,8 @@ class Plan:
     """Tensors that stay as they are, and why."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Tensors of the checkpoint, by its names, that its own network does not use, and why."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """Tensors of the checkpoint, by its names, that are none of the network's, and why."""
     squeezed: bool = False
     """Whether a shape may have axes of size 1 that the model's does not, and the reverse."""
 

@@ -23,16 +23,13 @@ SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz")
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
 #: How many times its size a compressed file of weights may unpack to; numbers hardly compress.
 MOST_EXPANSION = 20
-#: What wrappers write in front of every name.
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
 
 def read_tensors(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors by name, from a file or from a dictionary as a file may hold.
 
-    Dictionaries nested under the names of ``NESTED`` are unwrapped, ``PREFIXES`` that every name
-    has are removed, NumPy arrays become tensors, and a list of arrays becomes ``name.0``,
-    ``name.1`` and so on. Nothing in a file is executed.
+    Dictionaries nested under the names of ``NESTED`` are unwrapped, NumPy arrays become tensors,
+    and a list of arrays becomes ``name.0``, ``name.1`` and so on. Nothing in a file is executed.
 
     Raises UserError, in one line without the file's name, where that is not what it holds.
     """
@@ -47,8 +44,6 @@ def read_tensors(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
             tensors[name] = _tensor(name, value)
     if not tensors:
         raise UserError("expected tensors by name, got empty lists")
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 

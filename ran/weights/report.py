@@ -1,5 +1,7 @@
 """What became of every tensor of a checkpoint and of a model."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -8,6 +10,11 @@ from ..text import plural
 
 #: How many names an error lists of each kind.
 LISTED = 3
+#: With more names than these, it counts the modules that they are in, of which it lists so many.
+GROUPED, GROUPS = 20, 6
+#: How the reasons begin that name a tensor or a shape, and what they have in common.
+ABSENT, SHAPE = "the checkpoint has no ", "expected shape "
+_KINDS = {ABSENT: "the checkpoint does not have them", SHAPE: "of another shape"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,8 @@ class LoadReport:
     left: dict[str, str]
     """The model's tensors that are as they were: by name, why."""
     ignored: dict[str, str]
-    """The checkpoint's tensors that its own network does not use: by name, why."""
+    """The checkpoint's tensors that its own network does not use, or that stand outside the prefix
+    of the network's names: by name, why."""
     unexpected: tuple[str, ...]
     """The checkpoint's tensors that the model has no place for."""
 
@@ -34,8 +42,9 @@ class LoadReport:
             ("left as they were", self.left),
             ("ignored", self.ignored),
         ):
-            for reason in dict.fromkeys(reasons.values()):
-                names = [name for name, why in reasons.items() if why == reason]
+            common = _common(reasons)
+            for reason in dict.fromkeys(common.values()):
+                names = [name for name, why in common.items() if why == reason]
                 lines.append(f"{len(names)} {title} ({reason}): {listed(names)}")
         if self.unexpected:
             lines.append(f"{len(self.unexpected)} unexpected: {listed(self.unexpected)}")
@@ -63,13 +72,37 @@ class Differences:
             parts.append(f"{len(self.unexpected)} unexpected: {listed(self.unexpected)}")
         if self.shapes:
             shapes = [f"{name} expected {what}" for name, what in self.shapes.items()]
-            parts.append(f"{len(self.shapes)} of another shape: {listed(shapes)}")
+            told = listed(shapes if len(shapes) <= GROUPED else [*self.shapes])
+            parts.append(f"{len(self.shapes)} of another shape: {told}")
         return "; ".join(parts)
 
 
 def listed(names: list[str] | tuple[str, ...]) -> str:
-    """The first few names, and that there are more."""
+    """The first few names, and that there are more; of many, how many are in which modules."""
+    if len(names) > GROUPED:
+        return _grouped(names)
     return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
+
+
+def _grouped(names: list[str] | tuple[str, ...]) -> str:
+    """The names' modules, at the least depth at which there are several."""
+    deepest = max(name.count(".") for name in names) + 1
+    for depth in range(1, deepest + 1):
+        counts = Counter(".".join(name.split(".")[:depth]) for name in names)
+        if len(counts) > 1:
+            break
+    modules = [f"{module} ({count})" for module, count in counts.items()]
+    return ", ".join(modules[:GROUPS]) + (", …" if len(modules) > GROUPS else "")
+
+
+def _common(reasons: Mapping[str, str]) -> dict[str, str]:
+    """The reasons, but for what several of a kind have in common where they are many."""
+    common = dict(reasons)
+    for start, what in _KINDS.items():
+        of_kind = {name: why for name, why in reasons.items() if why.startswith(start)}
+        if len(set(of_kind.values())) > LISTED:
+            common |= dict.fromkeys(of_kind, what)
+    return common
 
 
 def shapes_differ(expected: Tensor, got: Tensor) -> str:

@@ -18,7 +18,7 @@ from ran.data import ImageData, load_data
 from ran.evaluation import evaluation as ran_evaluation
 from ran.files import replacing, stopping_cleanly
 from ran.weights.network_card import load_network, save_network
-from tests.tiny import make_folder, random_image
+from tests.tiny import TINY_OPTIONS, make_folder, random_image
 
 from .test_cli import ran, refused
 
@@ -263,6 +263,29 @@ def test_masks_that_are_no_numbers_are_not_drawn(
     result = ran("masks", tmp_path / "bad", photos / "b.png", "-o", tmp_path / output, *options)
     refused(result, "expected finite outputs")
     assert not (tmp_path / output).exists()
+
+
+def test_a_folder_of_save_pretrained_goes_through_every_command(
+    photos: Path, tmp_path: Path
+) -> None:
+    model = package.create_model("attention56_cifar", num_classes=2, **TINY_OPTIONS)
+    folder = package.save_pretrained(model, tmp_path / "net").parent
+    data = make_folder(tmp_path / "pets", classes=("0", "1"))
+    image, out = photos / "b.png", tmp_path / "out"
+    for arguments in (
+        ("info", folder),
+        ("predict", folder, image),
+        ("masks", folder, image, "-o", out.with_suffix(".png")),
+        ("export", folder, "-o", out.with_suffix(".pt2")),
+        ("eval", folder, "--data", f"folder:{data}", "--no-picture"),
+    ):
+        result = ran(*arguments)
+        assert result.exit_code == 0, result.output
+        names, images = result.stderr.splitlines()
+        assert names == (
+            f"ran: {folder / 'model.json'}: no class names are known, classes are called 0 to 1"
+        )
+        assert images.startswith(f"ran: {folder / 'model.json'}: no preprocessing is known")
 
 
 def test_a_wrong_option_in_a_card_is_named_with_its_file(checkpoint: Path, tmp_path: Path) -> None:

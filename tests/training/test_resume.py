@@ -19,6 +19,8 @@ import ran
 import ran.training.run
 from ran.errors import UserError
 from ran.training.run import TrainingResult, train
+from ran.training.schedules import make_schedule
+from ran.training.settings import make_settings
 from ran.weights.network_card import load_network
 from tests.tiny import TINY, make_folder, tiny_settings
 
@@ -207,3 +209,55 @@ def test_resuming_deletes_nothing_that_it_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="broken"):
         train(dataclasses.replace(settings, resume=True), callbacks=[Break()])
     assert kept <= {entry.name for entry in folder.iterdir()}
+
+
+def test_a_finished_training_goes_on_with_more_epochs(
+    pets: Path, never_killed: TrainingResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**EVERYTHING, "data": f"folder:{pets}", "output": tmp_path / "run"}
+    total = settings["epochs"]
+    short = ran.train(**{**settings, "epochs": 2, "mix_until": None})
+    rates: dict[int, float] = {}
+
+    class Note(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+            rates[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
+
+    more = {**settings, "mix_until": None, "resume": True}
+    whole = ran.train(**more, callbacks=[Note()], console=Console(width=300))
+    said = capsys.readouterr().out
+    assert f"{total} epochs in place of 2: the learning rate goes on as in a training of" in said
+    assert whole.rows[:2] == short.rows
+    assert [row["epoch"] for row in whole.rows] == list(range(1, total + 1))
+    # the rates of the long training, which the other test's was; not those after the short one's
+    steps = int(short.rows[-1]["step"])
+    schedule = make_schedule(make_settings({**more, "output": "x"}), steps // 2)
+    assert rates == {
+        step: pytest.approx(settings.get("lr", 0.1) * schedule(step))
+        for step in range(steps, steps // 2 * total)
+    }
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert content["settings"]["epochs"] == total
+    assert content["lengthened"] == [{"from": 2, "to": total, "step": steps}]
+    assert content["results"]["last"]["epoch"] == total
+    with pytest.raises(UserError, match=rf"epochs: expected {total} or more, with which .* got 2"):
+        ran.train(**{**more, "epochs": 2})
+
+
+def test_a_lengthened_training_that_is_killed_goes_on_to_the_same_bits(
+    pets: Path, tmp_path: Path
+) -> None:
+    def lengthen(name: str, **more: Any) -> TrainingResult:
+        settings = {**TINY, "data": f"folder:{pets}", "epochs": 3, "warmup": 0}
+        return ran.train(**settings, output=tmp_path / name, resume=True, **more)
+
+    for name in ("whole", "run"):
+        settings = {**TINY, "data": f"folder:{pets}", "epochs": 1, "warmup": 0}
+        ran.train(**settings, output=tmp_path / name)
+    whole = lengthen("whole")
+    stop = int(whole.rows[0]["step"]) + 1
+    with pytest.raises(SystemExit):
+        lengthen("run", callbacks=[StopAfterStep(stop)])
+    assert_same_end(lengthen("run"), whole)
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(content["lengthened"]) == 1

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ran.data import Preprocessing
-from ran.weights.network_card import NETWORK_PREFIX, NetworkCard
+from ran.weights.network_card import NetworkCard
+from ran.weights.saved import NETWORK_PREFIX
 from tests.tiny import TINY_OPTIONS
 
 CARD = NetworkCard(

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 import ran
 from ran.errors import UserError
+from ran_kernels.nn import CBAM
 from tests.models.helpers import randomise, small
+
+from .tiny import tiny_cbam
 
 
 def save_npz(tensors: dict[str, Tensor], path: Path) -> None:
@@ -136,7 +139,8 @@ def test_strict_loading_lists_the_first_differences_and_changes_nothing() -> Non
     assert str(caught.value) == (
         "state_dict: expected the ran names and shapes of this ResidualAttentionNetwork: "
         "1 missing: stem.norm.bias; 1 unexpected: stem.conv.scale; "
-        "1 of another shape: head.fc.weight expected (10, 32), got (5, 32)"
+        "1 of another shape: head.fc.weight expected (10, 32), got (5, 32); "
+        f"strict=False loads the {len(tensors) - 2} that fit"
     )
     assert same()
 
@@ -159,6 +163,79 @@ def test_loading_that_is_not_strict_reports_what_does_not_fit() -> None:
     assert torch.equal(state["stem.conv.weight"], tensors["stem.conv.weight"])
     assert "2 left" not in str(report)
     assert "1 left as they were (the checkpoint has no stem.norm.bias)" in str(report)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "net.", "backbone.", "encoder.", "m.", "module.", "module.model.", "net._orig_mod."],
+)
+@pytest.mark.parametrize("make", [small, tiny_cbam])
+def test_prefixes_are_found_with_a_criterion_beside(make: Any, prefix: str) -> None:
+    saved, model = randomise(make()), make()
+    tensors = {prefix + name: value for name, value in saved.state_dict().items()}
+    tensors |= {"criterion.weight": torch.ones(3), "model_ema.decay": torch.ones(1)}
+    report = ran.load_checkpoint(model, tensors)
+    torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=0, atol=0)
+    assert report.ignored == dict.fromkeys(
+        ("criterion.weight", "model_ema.decay"), f"not under {prefix!r}"
+    )
+    assert not report.unexpected
+
+
+def test_names_of_another_implementation_have_prefixes_too() -> None:
+    ours = tiny_cbam()
+    blocks = [name for name, module in ours.named_modules() if isinstance(module, CBAM)]
+    theirs = {"fc1": "ChannelGate.mlp.1", "fc2": "ChannelGate.mlp.3"}
+    theirs |= {"conv": "SpatialGate.spatial.conv", "norm": "SpatialGate.spatial.bn"}
+    tensors = {"loss.centers": torch.zeros(2)}
+    for name, value in ours.state_dict().items():
+        for block in blocks:
+            for layer, other in theirs.items():
+                name = name.replace(f"{block}.{layer}.", f"{block}.{other}.")
+        tensors[f"encoder.{name}"] = value
+    report = ran.load_checkpoint(tiny_cbam(), tensors)
+    assert (report.source, [*report.ignored]) == ("cbam", ["loss.centers"])
+
+
+def test_of_several_networks_the_one_that_fills_the_model_is_taken_or_the_one_named() -> None:
+    one, two, model = randomise(small()), randomise(small()), small()
+    tensors = {f"model.{name}": value for name, value in one.state_dict().items()}
+    tensors |= {f"teacher.model.{name}": value for name, value in two.state_dict().items()}
+    tensors["backbone.stem.conv.weight"] = torch.zeros(1)
+    ran.load_checkpoint(model, tensors)
+    torch.testing.assert_close(model.state_dict(), one.state_dict(), rtol=0, atol=0)
+    report = ran.load_checkpoint(model, tensors, prefix="teacher.model.")
+    torch.testing.assert_close(model.state_dict(), two.state_dict(), rtol=0, atol=0)
+    assert len(report.ignored) == len(one.state_dict()) + 1
+    said = r"prefix: expected what names begin with \(model \(\d+\), teacher .*\), got 'student\.'"
+    with pytest.raises(UserError, match=said):
+        ran.load_checkpoint(model, tensors, prefix="student.")
+    with pytest.raises(UserError, match="names of one of"):
+        ran.load_checkpoint(model, {f"a.{k}": v for k, v in one.state_dict().items()})
+
+
+def test_many_names_are_grouped() -> None:
+    model = small()
+    tensors = {name: value for name, value in model.state_dict().items() if name[:4] != "stag"}
+    missing = [name for name in model.state_dict() if name not in tensors]
+    count = sum(not name.endswith(".num_batches_tracked") for name in missing)
+    assert count > 100
+    with pytest.raises(UserError) as caught:
+        ran.load_checkpoint(model, tensors)
+    message = str(caught.value)
+    assert f"{count} missing: stages.0 (" in message
+    assert len(message) < 300
+    assert "strict=False" not in message  # hardly anything fits
+    lines = str(ran.load_checkpoint(model, tensors, strict=False)).splitlines()
+    start = f"{count} left as they were (the checkpoint does not have them): stages.0 ("
+    assert [line for line in lines if line.startswith(start)]
+    assert len(lines) < 5
+    wide = {name: torch.zeros(*value.shape, 2) for name, value in tensors.items()}
+    shapes = {**model.state_dict(), **wide}
+    with pytest.raises(UserError, match=f"{len(wide)} of another shape: .*strict=False loads"):
+        ran.load_checkpoint(model, shapes)
+    report = str(ran.load_checkpoint(model, shapes, strict=False))
+    assert f"{len(wide)} left as they were (of another shape): stem" in report
 
 
 def test_weights_of_which_nothing_fits_are_refused() -> None:

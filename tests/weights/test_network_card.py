@@ -1,14 +1,17 @@
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import ran
 from ran.data import Preprocessing
-from ran.errors import UserError
+from ran.errors import DefaultsWarning, UserError
 from ran.files import replacing
 from ran.training.run import TrainingResult
 from ran.weights.network_card import NetworkCard, load_network, save_network
@@ -20,6 +23,9 @@ CARD = NetworkCard(
     preprocessing=Preprocessing(16, 0.875, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
     options=TINY_OPTIONS,
 )
+
+#: What is usual for images of CIFAR.
+CIFAR = Preprocessing(32, 1.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 @pytest.fixture
@@ -66,6 +72,60 @@ def test_best_and_last_checkpoints_load(trained: TrainingResult) -> None:
     torch.testing.assert_close(best(images), weights(images), rtol=0, atol=0)
     last, _ = load_network(trained.folder / "last.ckpt")
     assert last(images).shape == (2, 10)
+
+
+def test_what_a_folder_does_not_say_has_defaults_said_aloud(tmp_path: Path) -> None:
+    model: Any = ran.create_model("attention56_cifar_pool", num_classes=3, **TINY_OPTIONS)
+    ran.save_pretrained(model, tmp_path)
+    with pytest.warns(DefaultsWarning) as said:
+        _, card = load_network(tmp_path)
+    assert card.class_names == ("0", "1", "2")
+    assert card.preprocessing == CIFAR
+    names, images = (str(warning.message) for warning in said)
+    assert (
+        names == f"{tmp_path / 'model.json'}: no class names are known, classes are called 0 to 2"
+    )
+    assert "as is usual for attention56_cifar_pool: 32×32 pixels of 1 of the image" in images
+    ran.save_pretrained(model, tmp_path, class_names=("a", "b", "c"), preprocessing=CIFAR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_network(tmp_path)[1].class_names == ("a", "b", "c")
+
+
+def test_a_network_in_memory_is_copied_with_what_it_knows(saved: Path) -> None:
+    model: Any = ran.from_pretrained(saved).train().double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network, card = load_network(torch.compile(model))  # type: ignore[arg-type]
+    assert card == CARD
+    assert network is not model
+    assert (network.training, model.training) == (False, True)
+    torch.testing.assert_close(network.state_dict(), model.state_dict(), rtol=0, atol=0)
+    with pytest.warns(DefaultsWarning, match="model: no class names are known.* 0 to 3"):
+        assert load_network(ran.from_pretrained(saved, num_classes=4))[1].preprocessing == (
+            CARD.preprocessing
+        )
+    model.head.fc = torch.nn.Sequential(torch.nn.Linear(32, 5)).double()  # by hand
+    with pytest.warns(DefaultsWarning, match="0 to 4"):
+        assert load_network(model)[1].class_names == tuple("01234")
+
+
+def test_of_another_number_of_channels_mean_and_std_are_the_average() -> None:
+    model = ran.create_model("attention56_cifar", in_chans=2, **TINY_OPTIONS)
+    with pytest.warns(DefaultsWarning):
+        _, card = load_network(model)
+    assert card.preprocessing.mean == (sum(CIFAR.mean) / 3,) * 2
+
+
+def test_networks_without_classes_are_refused(tmp_path: Path) -> None:
+    for options in ({"num_classes": 0}, {"features_only": True}):
+        model = ran.create_model("attention56_cifar", **TINY_OPTIONS, **options)
+        ran.save_pretrained(model, tmp_path)
+        assert "model.json: expected a network with a classifier" in refused(tmp_path)
+        with pytest.raises(UserError, match=r"^model: expected a network of ran\.create_model or"):
+            load_network(model)
+    with pytest.raises(UserError, match="got a Linear"):
+        load_network(torch.nn.Linear(1, 1))
 
 
 def refused(path: Path) -> str:
@@ -123,7 +183,7 @@ def test_damaged_files_are_named(saved: Path) -> None:
         ("ran-network", "other", '"format": "ran-network"'),
         ('"version": 1', '"version": 2', "expected version 1 of ran-network, got 2"),
         ('"image_size": 16', '"image_size": "wide"', "malformed"),
-        ('"class_names"', '"names"', "expected a field 'class_names'"),
+        ('"options"', '"choices"', "expected a field 'options'"),
         ("{", "[", "cannot read it"),
     ],
 )

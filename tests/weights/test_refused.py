@@ -13,7 +13,7 @@ from torch import nn
 import ran
 from ran.errors import UserError
 
-from .tiny import IMAGES, refused, tiny
+from .tiny import IMAGES, refused, tiny, tiny_cbam
 
 
 def refuses_to_save(model: Any, folder: Path, **extras: Any) -> str:
@@ -29,10 +29,10 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
         "model: expected a network of ran.create_model, got a Linear"
     )
     model = tiny()
-    model.head.fc = nn.Linear(16, 5)
+    model.stem.conv = nn.Conv2d(3, 9, 3, bias=False)
     assert refuses_to_save(model, tmp_path) == (
-        "model: expected the tensors of attention56_cifar with its options, 2 of another shape, "
-        "first head.fc.weight: expected (3, 16), got (5, 16)"
+        "model: expected the tensors of attention56_cifar with its options, 1 of another shape, "
+        "first stem.conv.weight: expected (8, 3, 3, 3), got (9, 3, 3, 3)"
     )
     model = tiny(features_only=True, feature_cls=FeatureGetterNet)
     assert refuses_to_save(model, tmp_path).startswith("option feature_cls: expected a value of J")
@@ -41,6 +41,35 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert "class_names: " in refuses_to_save(tiny(), tmp_path, class_names="abc")
     channels = refuses_to_save(tiny(in_chans=1), tmp_path, preprocessing=IMAGES)
     assert channels == "preprocessing: expected 1 channel, got 3"
+
+
+@pytest.mark.parametrize("make", [tiny, tiny_cbam])
+@pytest.mark.parametrize(
+    "head", [nn.Sequential(nn.Dropout(), nn.Linear(16, 5)), nn.Linear(16, 5, bias=False)], ids=str
+)
+def test_a_head_of_another_kind_is_refused_with_the_way(
+    make: Any, head: nn.Module, tmp_path: Path
+) -> None:
+    model = make()
+    holder, name = (model.head, "head.fc") if hasattr(model, "head") else (model, "fc")
+    holder.fc = head
+    said = refuses_to_save(model, tmp_path)
+    features = model.num_features
+    assert said.startswith(
+        f"model: expected a Linear({features}, num_classes) with a bias for its {name}, as "
+        f"reset_classifier(num_classes) makes, got {type(head).__name__}("
+    )
+    assert said.endswith("; its state_dict() can be saved by torch.save")
+
+
+def test_a_whole_head_of_another_kind_is_refused_with_the_way(tmp_path: Path) -> None:
+    for head in (nn.Linear(16, 5), nn.Identity()):
+        model = tiny()
+        model.head = head
+        assert "as reset_classifier(num_classes) makes, got" in refuses_to_save(model, tmp_path)
+    model = tiny()
+    model.head.fc = nn.utils.parametrizations.weight_norm(nn.Linear(16, 5))
+    assert "got ParametrizedLinear(" in refuses_to_save(model, tmp_path)
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
@@ -55,7 +84,8 @@ def test_missing_and_damaged_files_are_named(saved: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:999])
     assert refused(saved).startswith(f"{weights}: expected a readable safetensors file")
     weights.unlink()
-    assert refused(saved).startswith(f"{weights}: expected a readable safetensors file")
+    assert refused(saved) == f"{weights}: expected a checkpoint, found no file there"
+    weights.write_bytes(b"")
     card.write_text("[" * 100_000)
     assert refused(saved).startswith(f"{card}: expected a ran-network file, cannot read it")
     card.unlink()
@@ -108,6 +138,11 @@ def test_another_networks_tensors_are_refused(saved: Path) -> None:
 
 def test_pickles_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(tiny().state_dict(), tmp_path / "model.ckpt")
+    assert "expected a checkpoint of ran train, it has no table 'ran_network'" in refused(
+        tmp_path / "model.ckpt"
+    )
+    (tmp_path / "model.ckpt").rename(tmp_path / "model.pth")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened a pickle"))
-    assert "expected a folder with model.safetensors" in refused(tmp_path / "model.ckpt")
-    assert "expected a ran-network file, found nothing" in refused(tmp_path)
+    assert "expected a folder with model.safetensors" in refused(tmp_path / "model.pth")
+    said = refused(tmp_path)
+    assert said == f"{tmp_path / 'model.safetensors'}: expected a checkpoint, found no file there"
