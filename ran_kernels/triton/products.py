@@ -120,6 +120,8 @@ def has_registers(problem: Problem, tile: Tile) -> bool:
         return False  # without tensor cores a transposed operand lies in registers, a whole step
     if problem.splits and tile.rows * tile.columns * tile.inner > MOST_SPLIT:
         return False  # operands pass through registers, one normalised, beside the accumulator
+    if problem.wide and not is_packed(problem) and tile.rows > 64:
+        return False  # loads of single elements, of twice the bytes
     return registers(problem, tile) <= MOST_REGISTERS
 
 

@@ -13,6 +13,8 @@ from .compile_triton import ARCHITECTURES, ROOT, in_a_process
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
+#: Bytes of stack that ptxas gives some builds, of 72 registers even: no register was short.
+FRAME = 8
 #: Builds that `make test` compiles, in under a minute of a processor's time.
 FEW = 24
 
@@ -20,7 +22,7 @@ FEW = 24
 def check(share: int, of: int) -> list[dict[str, Any]]:
     text = in_a_process("tests.kernels.compile_tiles", f"{share}/{of}", cache=ROOT / "build/triton")
     found: list[dict[str, Any]] = json.loads(text)
-    spilling = [build for build in found if build["STACK"] or build["LOCAL"]]
+    spilling = [build for build in found if build["STACK"] > FRAME or build["LOCAL"]]
     assert spilling == []
     assert [build for build in found if build["shared"] > 99 * 1024] == []
     return found
