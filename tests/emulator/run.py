@@ -59,7 +59,7 @@ def command(kind: str, *options: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "tests.emulator.run", kind, *options], environment
 
 
-def run(kind: str, *options: str, timeout: float = 1800) -> tuple[bool, str]:
+def run(kind: str, *options: str, timeout: float = 3600) -> tuple[bool, str]:
     """Whether all was right in a run of its own process, and what it printed."""
     arguments, environment = command(kind, *options)
     result = subprocess.run(

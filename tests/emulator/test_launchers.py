@@ -29,7 +29,7 @@ def test_a_share_of_the_cases(kind: str, orders: str) -> None:
 
 @pytest.mark.emulate
 def test_every_kernel_is_entered() -> None:
-    printed = check("fast", "--seconds=1800", "--many")
+    printed = check("fast", "--seconds=1500", "--many")
     assert printed.rstrip().endswith("never entered: none")
 
 
