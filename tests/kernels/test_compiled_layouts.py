@@ -44,9 +44,9 @@ def calls_at(place: Place) -> list[tuple[Any, Sequence[Any]]]:
             if case.runs_at(place):
                 place.run(case.results, case.op, case.inputs((2, 32, 4, 6), device=place.device))
         if place.backend == "triton":
-            for convs in ("wide", "two"):
-                given = inputs(convs, False, torch.float32, place.device)
-                of = node(ran_kernels.norm_relu_conv, convs, training=True)
+            for convs, gate in (("wide", None), ("two", None), ("narrow", True)):
+                given = inputs(convs, bool(gate), torch.float32, place.device)
+                of = node(ran_kernels.norm_relu_conv, convs, training=True, gate=gate)
                 place.run(outputs_and_grads, of, given)
     return [(key[0], args) for key, args in calls.seen.items()]
 

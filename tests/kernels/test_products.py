@@ -176,7 +176,7 @@ def test_tuning_writes_what_products_take(
             "conv_gate",
         }
         assert timed == set(found)
-        last = products.TILES[4][-1]
+        last = products.UNPACKED_TILES[4][-1]
         assert set(map(tuple, found.values())) == {(*vars(last).values(),)}
         assert len(calls) == sum(len(products.tiles_of(problem)) for problem in asked)
         assert json.loads(path.read_text()) == {"tiles": found}

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,7 +118,8 @@ def our_modules() -> Iterator[type[nn.Module]]:
     """Every module class that the two packages define."""
     for package in (ran, ran_kernels):
         for entry in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if entry.name.endswith(("__main__", "._C")) or ".triton" in entry.name:
+            # Libraries are no modules, though their files are called alike.
+            if re.search(r"__main__$|\._C$|\.triton|\.libran_", entry.name):
                 continue
             for value in vars(importlib.import_module(entry.name)).values():
                 module = isinstance(value, type) and issubclass(value, nn.Module)
