@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ran_kernels
+from ran_kernels import library
 
 from .harness import LAYOUTS, Place, outputs_and_grads, registrations
 from .operators import CALLS, listed
@@ -54,11 +55,10 @@ def calls_at(place: Place) -> list[tuple[Any, Sequence[Any]]]:
 @registrations
 def test_each_argument_has_a_layout_of_its_own(place: Place) -> None:
     calls = calls_at(place)
-    overload = "triton" if place.backend == "triton" else "default"
-    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ran::")}
-    wanted = {n for n in names if n.endswith(".triton") == (overload == "triton")}
-    # Of one element a channel, and run by PyTorch: see ran_kernels/batch_norm_node.py.
-    assert {f"{f.name()}" for f, _ in calls} == wanted - {"ran::after"}
+    names = {f"ran::{name}" for name in library.NATIVE}
+    if place.backend == "triton":
+        names = {f"ran::{name}.triton" for name in (*library.NATIVE, *library.TRITON_ALONE)}
+    assert {operator.name() for operator, _ in calls} == names
     for number, (operator, args) in enumerate(calls):
         assert torch.Tag.flexible_layout in operator.tags
         expected = listed(operator(*args))
